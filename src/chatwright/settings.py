@@ -1,0 +1,173 @@
+"""Settings: frozen pydantic models, read from YAML, changed by dotted `--set a.b=c`, all problems at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from chatwright.errors import ConfigError
+
+T = TypeVar("T", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `1e-6` is a float, as every user of learning rates expects."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:float"]
+    for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?(?:[eE][-+]?\d+)|\.?\d[\d_]*\.\d*|\d[\d_]*\.[\d_]*|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text.
+
+    Raises:
+        ConfigError: naming the line that can't be parsed.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError([f"{where}{getattr(error, 'problem', error)}"], source=source) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: if it can't be read, can't be parsed or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"can't be read: {error}"], source=str(path)) from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError([f"must be a mapping of settings, found {type(data).__name__}"], source=str(path))
+    return data
+
+
+def dump_yaml(settings: Settings) -> str:
+    """The settings as YAML, every default written out."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b=value` set; values are parsed as YAML, list items by number.
+
+    Raises:
+        ConfigError: naming every override that has no `=` or that walks through a plain value.
+    """
+    result: dict[str, Any] = _deep_copy(dict(data))
+    problems: list[str] = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name.strip():
+            problems.append(f"{override!r}: write it as name=value, such as optimizer.learning_rate=1e-5")
+            continue
+        problem = _set_dotted(result, name.strip().split("."), parse_yaml(text, f"--set {name}"))
+        if problem:
+            problems.append(f"{name}: {problem}")
+    if problems:
+        raise ConfigError(problems, source="--set")
+    return result
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_deep_copy(item) for item in value]
+    return value
+
+
+def _set_dotted(target: Any, path: list[str], value: Any) -> str | None:
+    """Set `value` at `path` inside nested dicts and lists; the problem in words, or None."""
+    for depth, key in enumerate(path[:-1]):
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) >= len(target):
+                return f"there is no item {key!r} (the list has {len(target)})"
+            target = target[int(key)]
+        else:
+            if not isinstance(target.get(key), dict | list):
+                target[key] = {}
+            target = target[key]
+        if not isinstance(target, dict | list):
+            return f"{'.'.join(path[: depth + 1])} is a plain value and has no parts"
+    last = path[-1]
+    if isinstance(target, list):
+        if not last.isdigit() or int(last) >= len(target):
+            return f"there is no item {last!r} (the list has {len(target)})"
+        target[int(last)] = value
+    else:
+        target[last] = value
+    return None
+
+
+def build(model: type[T], data: Mapping[str, Any], source: str) -> T:
+    """Validate `data` as `model`.
+
+    Raises:
+        ConfigError: with every problem at once; an unknown name comes with the nearest valid one.
+    """
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ConfigError([_sentence(model, item) for item in error.errors()], source=source) from None
+
+
+def _sentence(model: type[Settings], item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(path) or "settings"
+    if item["type"] == "extra_forbidden":
+        known = sorted(_field_names(model, path[:-1]))
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{name}: unknown setting; {hint}"
+    if item["type"] == "missing":
+        return f"{name}: required, and not given"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    shown = repr(item.get("input"))
+    if item["type"] == "value_error" or isinstance(item.get("input"), dict) or len(shown) > 80:
+        return f"{name}: {message}"
+    return f"{name}: {message} (found {shown})"
+
+
+def _field_names(model: type[Settings], path: Sequence[str]) -> set[str]:
+    """The field names valid at `path`, looked up through nested settings classes, unions and lists."""
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        inner: list[type[BaseModel]] = []
+        for current in models:
+            if part in current.model_fields:
+                inner.extend(_settings_in(current.model_fields[part].annotation))
+        models = inner or models
+    return {name for current in models for name in current.model_fields}
+
+
+def _settings_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _settings_in(argument)
