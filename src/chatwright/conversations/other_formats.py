@@ -140,7 +140,11 @@ def convert_dialogue(row: Any, source: str, index: int) -> Conversation:
         DataError: naming the row and field that can't be read.
     """
     place = Place(source, index)
-    fields: Mapping[str, Any] = {"dialogue": row} if isinstance(row, list | tuple) else read_mapping(row, place)
+    if not isinstance(row, list | tuple | Mapping):
+        raise place.error(
+            f"must be a list of strings, user and assistant in turn, found {type(row).__name__} {shown(row)}"
+        )
+    fields: Mapping[str, Any] = row if isinstance(row, Mapping) else {"dialogue": row}
     field = find_field(fields, ("dialogue", "dialog"), place)
     turns = read_list(fields[field], place.at(field))
     texts = [read_text(text, place.at(field, i)) for i, text in enumerate(turns)]

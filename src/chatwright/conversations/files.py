@@ -1,0 +1,234 @@
+"""Rows out of files: JSON, JSON lines, CSV, parquet, saved `datasets` folders, YAML dialogues.
+
+Every reader yields `RawRow`s, bad ones included, so that the caller decides to stop or to skip.
+A new file type is one function and one entry of `READERS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import yaml
+
+from chatwright.conversations.places import shown, without_nulls
+from chatwright.errors import DataError
+
+ROWS_PER_BATCH = 1024
+_LONGEST_CSV_FIELD = 2**31 - 1
+
+
+class RawRow(NamedTuple):
+    """A row as read: its value, or the error that says why it can't be read.
+
+    `source` is the file, `number` the row's number in it from 0 (bad rows counted, blank lines not).
+    """
+
+    value: Any
+    source: str
+    number: int
+    error: DataError | None = None
+
+
+def read_file(path: Path) -> Iterator[RawRow]:
+    """The rows of one file, by its ending; `.gz` may follow any of them.
+
+    Raises:
+        DataError: if the ending is unknown or the whole file can't be read.
+    """
+    kind = file_kind(path)
+    if kind is None:
+        raise DataError(f"unknown file type {path.suffix!r}", source=str(path), hint=f"known: {', '.join(READERS)}")
+    try:
+        yield from READERS[kind](path)
+    except (OSError, EOFError) as error:
+        raise DataError(
+            f"can't be read: {error}", source=str(path), hint="check the path; fetch a cut file again"
+        ) from None
+
+
+def file_kind(path: Path) -> str | None:
+    """The ending in `READERS` that a file name has, or None."""
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return suffix.lower() if suffix.lower() in READERS else None
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _read_text(path: Path) -> str:
+    with _open(path) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"is not UTF-8 (byte {error.start:,})", source=str(path), hint="save the file as UTF-8"
+        ) from None
+
+
+def read_jsonl(path: Path) -> Iterator[RawRow]:
+    """One JSON value a line. Lines end at `\\n` only: rows hold U+2028, where `splitlines` would cut."""
+    source, index = str(path), 0
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            yield _parse_line(line, source, index, number)
+            index += 1
+
+
+def _parse_line(line: bytes, source: str, index: int, number: int) -> RawRow:
+    try:
+        return RawRow(json.loads(line.decode("utf-8")), source, index)
+    except (ValueError, RecursionError) as error:
+        # json's own "line 1 column 97" counts inside this line.
+        reason = str(error).replace("line 1 column", "column")
+        message = f"line {number} is not JSON ({reason}): {shown(line[:60])}"
+        hint = "repair or remove the line, or set on_bad_row: skip"
+        return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
+
+
+def read_json_file(path: Path) -> Iterator[RawRow]:
+    """A JSON list of rows, or `{"data": […]}`; a `.json` file with one object a line is read as JSON lines."""
+    source = str(path)
+    try:
+        data = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            yield from read_jsonl(path)
+            return
+        raise DataError(f"is not JSON: {error}", source=source, hint="repair the file") from None
+    except RecursionError:
+        raise DataError("is not JSON that can be read: nested too deeply", source=source) from None
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        data = data["data"]
+    if not isinstance(data, list):
+        fields = f" with fields {', '.join(map(repr, data))}" if isinstance(data, dict) else ""
+        raise DataError(
+            f"must hold a list of rows, found one {type(data).__name__}{fields}",
+            source=source,
+            hint='write [row, row, …] or {"data": [row, …]}',
+        )
+    for index, row in enumerate(data):
+        yield RawRow(row, source, index)
+
+
+def read_csv(path: Path) -> Iterator[RawRow]:
+    """Comma-separated rows under a header line, as dicts of strings."""
+    source = str(path)
+    csv.field_size_limit(_LONGEST_CSV_FIELD)
+    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        header = next(lines, [])
+        index = 0
+        for values in lines:
+            if not values:
+                continue
+            yield _csv_row(header, values, source, index, lines.line_num)
+            index += 1
+    except csv.Error as error:
+        raise DataError(f"line {lines.line_num} is not CSV: {error}", source=source, hint="repair the line") from None
+
+
+def _csv_row(header: list[str], values: list[str], source: str, index: int, line: int) -> RawRow:
+    if len(values) == len(header):
+        return RawRow(dict(zip(header, values, strict=True)), source, index)
+    message = f"line {line} has {len(values)} values, the header names {len(header)} columns"
+    hint = "repair the line (quote values that hold commas), or set on_bad_row: skip"
+    return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
+
+
+def read_yaml_dialogues(path: Path) -> Iterator[RawRow]:
+    """A YAML list of rows, or chatterbot-corpus's `conversations: [[question, answer, …], …]`."""
+    source = str(path)
+    try:
+        data = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        raise DataError(f"is not YAML: {error}", source=source, hint="repair the file") from None
+    rows = data.get("conversations") if isinstance(data, dict) else data
+    if not isinstance(rows, list):
+        raise DataError("must hold a list of rows, alone or as 'conversations'", source=source)
+    for index, row in enumerate(rows):
+        yield RawRow(row, source, index)
+
+
+def read_parquet(path: Path) -> Iterator[RawRow]:
+    """The rows of a parquet file, a batch at a time, without the nulls that Arrow filled in."""
+    import pyarrow
+    import pyarrow.parquet
+
+    source = str(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from _arrow_rows(file.iter_batches(batch_size=ROWS_PER_BATCH), source, 0)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"is not a parquet file that can be read: {error}", source=source) from None
+
+
+def read_saved_dataset(folder: Path) -> Iterator[RawRow]:
+    """The rows of a folder written by `Dataset.save_to_disk`, read with pyarrow alone.
+
+    Raises:
+        DataError: for a folder of several splits (name one), or a damaged one.
+    """
+    import pyarrow
+
+    source = str(folder)
+    if (folder / "dataset_dict.json").exists():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        hint = f"name one of them: {' or '.join(str(folder / split) for split in splits)}"
+        raise DataError(f"holds several splits: {', '.join(splits)}", source=source, hint=hint)
+    index = 0
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for entry in state["_data_files"]:
+            with pyarrow.memory_map(str(folder / entry["filename"])) as file:
+                for row in _arrow_rows(_arrow_batches(file), source, index):
+                    yield row
+                    index += 1
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        raise DataError(f"is not a saved data set that can be read: {error}", source=source) from None
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote this folder with `save_to_disk`."""
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def _arrow_batches(file: Any) -> Iterator[Any]:
+    """Record batches of an Arrow stream (what `datasets` writes) or Arrow file."""
+    import pyarrow
+
+    try:
+        yield from pyarrow.ipc.open_stream(file)
+    except pyarrow.ArrowInvalid:
+        file.seek(0)
+        reader = pyarrow.ipc.open_file(file)
+        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+
+
+def _arrow_rows(batches: Any, source: str, start: int) -> Iterator[RawRow]:
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield RawRow(without_nulls(row), source, start)
+            start += 1
+
+
+READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json_file,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".yml": read_yaml_dialogues,
+    ".yaml": read_yaml_dialogues,
+}
