@@ -1,0 +1,154 @@
+"""What a decoder is made of, independent of any family's spelling, with exact parameter and FLOP counts.
+
+Knows shapes and formulas; knows no file, no tensor and no Hugging Face field name (`families` does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RopeKind(StrEnum):
+    """How the rotary frequencies are stretched beyond the lengths seen in pre-training."""
+
+    DEFAULT = "default"
+    LINEAR = "linear"
+    DYNAMIC = "dynamic"
+    LLAMA3 = "llama3"
+    YARN = "yarn"
+
+
+class Activation(StrEnum):
+    """The gate of the feed-forward block: out = down(activation(gate(x)) · up(x))."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_pytorch_tanh"
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding (Su et al. 2021) and its long-context variants.
+
+    Args:
+        kind: which variant; the fields below are read by the kinds named.
+        theta: the base wavelength.
+        factor: stretch of the positions (linear, dynamic, llama3, yarn).
+        original_max_positions: tokens seen in pre-training (llama3, yarn).
+        low_freq_factor, high_freq_factor: borders of the blend (llama3).
+        beta_fast, beta_slow: borders of the ramp, in rotations (yarn).
+        attention_factor: multiplies cos and sin; None = derived from `factor` (yarn).
+        mscale, mscale_all_dim: DeepSeek's form of that derivation (yarn).
+        truncate: round the ramp's borders to whole dimensions (yarn).
+    """
+
+    kind: RopeKind = RopeKind.DEFAULT
+    theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_positions: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """A decoder-only transformer with rotary positions and a gated feed-forward block.
+
+    Args:
+        family: key of `families.FAMILIES`; decides how the config is written to disk.
+        vocab_size: rows of the embedding, padding rows included.
+        tokenizer_vocab_size: ids the tokenizer can produce when fewer than `vocab_size` (added tokens are
+            padded to a multiple); None when nothing was added.
+        hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim: the shapes.
+        max_positions: the longest segment in tokens that the model was made for.
+        norm_eps: epsilon of every RMSNorm.
+        norm_plus_one: the norm multiplies by 1 + weight, in float32 (Gemma).
+        sandwich_norms: also normalize what attention and feed-forward return (Gemma's four norms).
+        qk_norm: RMSNorm over each head of q and k.
+        activation: the gate's activation.
+        tied: the output head is the embedding.
+        qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
+        layer_windows: for each layer the number of positions a token sees, itself included; None = all before it.
+        ropes: the distinct rotary embeddings. layer_ropes: for each layer its index in `ropes`.
+        attention_scale: multiplies q·k.
+        attention_soft_cap, final_soft_cap: c in c · tanh(x / c) on scores and logits, or None.
+        embed_scale: multiplies the embeddings, after a cast to the compute dtype (Gemma).
+        initializer_range: standard deviation of fresh weights.
+        bos_token_id, eos_token_ids, pad_token_id: carried along to the saved config.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    layer_windows: tuple[int | None, ...]
+    ropes: tuple[RopeConfig, ...]
+    layer_ropes: tuple[int, ...]
+    attention_scale: float
+    tokenizer_vocab_size: int | None = None
+    norm_eps: float = 1e-6
+    norm_plus_one: bool = False
+    sandwich_norms: bool = False
+    qk_norm: bool = False
+    activation: Activation = Activation.SILU
+    tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    attention_soft_cap: float | None = None
+    final_soft_cap: float | None = None
+    embed_scale: float = 1.0
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+
+
+def num_parameters(config: DecoderConfig) -> int:
+    """The exact number of parameters, tied weights counted once."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    norms = (4 if config.sandwich_norms else 2) * hidden + (2 * config.head_dim if config.qk_norm else 0)
+    per_layer = _matmul_parameters(config) + norms
+    q_and_kv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    per_layer += q_and_kv * config.qkv_bias + hidden * config.o_bias + (2 * inner + hidden) * config.mlp_bias
+    embeddings = config.vocab_size * hidden * (1 if config.tied else 2)
+    return embeddings + config.num_layers * per_layer + hidden
+
+
+def _matmul_parameters(config: DecoderConfig) -> int:
+    """Weights of one layer's linear projections, biases left out."""
+    attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
+    return attention + 3 * config.hidden_size * config.intermediate_size
+
+
+def flops_per_token(config: DecoderConfig, tokens_per_segment: float) -> float:
+    """Training FLOPs of one token: forward plus backward, the output head included.
+
+    Each matmul weight costs 2 FLOPs forward and 4 backward; each pair of a query and a key that it sees costs
+    4 · head_dim · heads forward and twice that backward (PaLM, appendix B, with the causal half left out:
+    a token sees (n + 1) / 2 positions on average, or its window's).
+
+    Args:
+        tokens_per_segment: n, the mean segment length in tokens.
+    """
+    weights = config.num_layers * _matmul_parameters(config) + config.vocab_size * config.hidden_size
+    seen = sum(_mean_context(tokens_per_segment, window) for window in config.layer_windows)
+    return 6.0 * weights + 12.0 * config.num_heads * config.head_dim * seen
+
+
+def _mean_context(tokens: float, window: int | None) -> float:
+    """Positions a token sees on average in a segment of this many tokens."""
+    if window is None or window >= tokens:
+        return (tokens + 1) / 2
+    return (window * (window + 1) / 2 + (tokens - window) * window) / tokens

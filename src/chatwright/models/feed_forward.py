@@ -1,0 +1,24 @@
+"""The gated feed-forward block: down(activation(gate(x)) · up(x)) (Shazeer 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from chatwright.models.config import DecoderConfig
+from chatwright.models.elementwise import gated
+
+
+class FeedForward(nn.Module):
+    """SwiGLU or its GELU form; parameter names are Hugging Face's (`gate_proj`, `up_proj`, `down_proj`)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[T, hidden]` → `[T, hidden]`."""
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.activation))

@@ -1,0 +1,141 @@
+"""The decoder: token ids in, hidden states out.
+
+T flat tokens · D hidden size. Knows no loss, no optimizer, no path and no template. It computes in the dtype of its
+parameters; nothing here looks at the device. Parameter names are exactly Hugging Face's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from chatwright.layouts import SegmentLayout
+from chatwright.models.attention import Attention, CacheView
+from chatwright.models.config import DecoderConfig
+from chatwright.models.feed_forward import FeedForward
+from chatwright.models.kv_cache import KVCache
+from chatwright.models.norm import RMSNorm
+from chatwright.models.output_head import OutputHead
+from chatwright.models.rope import Rope
+
+Tables = tuple[torch.Tensor, torch.Tensor]
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward with their norms around a residual stream."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.norm_eps, config.norm_plus_one)
+
+        self.sandwich = config.sandwich_norms
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
+        if self.sandwich:
+            self.pre_feedforward_layernorm = norm()
+            self.post_feedforward_layernorm = norm()
+
+    def forward(self, x: torch.Tensor, tables: Tables, layout: SegmentLayout, view: CacheView | None) -> torch.Tensor:
+        """`[T, D]` → `[T, D]`."""
+        mixed = self.self_attn(self.input_layernorm(x), tables, layout, view)
+        if not self.sandwich:
+            x = x + mixed
+            return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.post_attention_layernorm(mixed)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm (Hugging Face's `model.` prefix)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.norm_plus_one)
+
+
+class CausalLM(nn.Module):
+    """A decoder-only language model over flat segments.
+
+    Attributes:
+        config: its shapes; replaced by `weights.resize_vocab`.
+        checkpoint_activations: recompute each layer in the backward instead of keeping its activations.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        self.ropes = tuple(Rope(rope, config.head_dim, config.max_positions) for rope in config.ropes)
+        self.model = Decoder(config)
+        self.lm_head: nn.Linear | None = None
+        if not config.tied:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        layout: SegmentLayout,
+        cache: KVCache | None = None,
+        cache_rows: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Hidden states after the final norm; `output_head()` turns them into logits.
+
+        Args:
+            input_ids: int64 `[T]`. position_ids: int64 `[T]`, 0 at each segment's first token.
+            layout: the segments. With a cache only `lengths_q` is read: the new tokens of each row.
+            cache: earlier tokens; the new ones are appended to it. No gradient flows with a cache.
+            cache_rows: for each segment its row in the cache.
+
+        Returns:
+            hidden `[T, D]`, and sums for auxiliary losses by name (none in a dense model).
+
+        Raises:
+            ModelError: if a cache row overflows, or a segment is too long for a dynamic rotary embedding.
+        """
+        if cache is None:
+            self._check_lengths(layout.lengths_k)
+            return self._run(input_ids, position_ids, layout, None), {}
+        rows = tuple(cache_rows if cache_rows is not None else range(layout.num_segments))
+        cache.check_room(rows, layout.lengths_q)
+        self._check_lengths([cache.lengths[row] + new for row, new in zip(rows, layout.lengths_q, strict=True)])
+        with torch.no_grad():
+            hidden = self._run(input_ids, position_ids, layout, CacheView(cache, rows))
+        cache.advance(rows, layout.lengths_q)
+        return hidden, {}
+
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        for rope in self.ropes:
+            rope.check_length(max(lengths, default=0))
+
+    def _run(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: SegmentLayout, view: CacheView | None
+    ) -> torch.Tensor:
+        x = self.model.embed_tokens(input_ids)  # [T, D]
+        if self.config.embed_scale != 1.0:
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
+        tables = [rope.tables(position_ids, x.dtype) for rope in self.ropes]
+        for layer, index in zip(self.model.layers, self.config.layer_ropes, strict=True):
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(layer, x, tables[index], layout, view, use_reentrant=False)
+            else:
+                x = layer(x, tables[index], layout, view)
+        return self.model.norm(x)
+
+    def output_head(self) -> OutputHead:
+        """What makes logits of the hidden states."""
+        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return OutputHead(weight, soft_cap=self.config.final_soft_cap)
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
+        """`[T, V]`: the naive form, for tests and small inputs."""
+        return self.output_head().logits(self(input_ids, position_ids, layout)[0])
