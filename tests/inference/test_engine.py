@@ -1,0 +1,173 @@
+"""The engine against transformers' generate, and its own laws: bounds, forced tokens, refills, cancellation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_pair
+
+from chatwright.errors import ModelError
+from chatwright.inference.engine import Engine
+from chatwright.inference.sampling import SamplingSettings
+from chatwright.layouts import SegmentLayout
+from chatwright.models.transformer import CausalLM
+
+STOPS = (2, 11)
+PROMPTS = [[1, 5, 6, 7], [1, *range(20, 41)], [1], [1, 96, 3], [1, 9, 9, 9, 9, 9, 9, 9, 9]]
+
+
+@pytest.fixture(scope="module")
+def llama() -> CausalLM:
+    return make_pair("llama")[1]
+
+
+def their_reply(model: Any, prompt: list[int], max_new_tokens: int, stops: list[int]) -> list[int]:
+    ids = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stops,
+    )
+    return ids[0, len(prompt) :].tolist()
+
+
+def log_probs_of(model: CausalLM, prompt: Sequence[int], reply: Sequence[int]) -> torch.Tensor:
+    """As the trainer computes them: one forward over the whole conversation, no cache."""
+    ids = torch.tensor([*prompt, *reply])
+    layout = SegmentLayout.from_lengths([len(ids)])
+    with torch.no_grad():
+        logits = model.logits(ids, torch.arange(len(ids)), layout).log_softmax(-1)
+    return logits[len(prompt) - 1 : -1].gather(-1, torch.tensor(list(reply))[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_transformers(family: str) -> None:
+    theirs, ours = make_pair(family)
+    settings = SamplingSettings(max_new_tokens=24)
+    endless = Engine(ours, stop_ids=()).generate(PROMPTS, settings)
+    stops = [endless[0].ids[4], endless[1].ids[12]]  # so that rows end at different times
+    replies = Engine(ours, stop_ids=stops).generate(PROMPTS, settings)
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        assert reply.ids == their_reply(theirs, prompt, 24, stops)
+        assert reply.stop_reason == ("stop" if reply.ids[-1] in stops else "length")
+        torch.testing.assert_close(torch.tensor(reply.logprobs), log_probs_of(ours, prompt, reply.ids))
+    assert len({len(reply.ids) for reply in replies}) > 1
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.8}, {"temperature": 1.5, "top_k": 5, "repetition_penalty": 1.3}])
+def test_same_seed_same_text_whatever_else_is_in_the_batch(llama: CausalLM, options: dict[str, Any]) -> None:
+    engine = Engine(llama, stop_ids=STOPS)
+    settings = SamplingSettings(max_new_tokens=16, seed=5, **options)
+    together = [reply.ids for reply in engine.generate(PROMPTS, settings)]
+    assert [engine.generate([prompt], settings)[0].ids for prompt in PROMPTS] == together
+    assert [reply.ids for reply in engine.generate(PROMPTS[::-1], settings)] == together[::-1]
+    other = settings.model_copy(update={"seed": 6})
+    assert [reply.ids for reply in engine.generate(PROMPTS, other)] != together
+
+
+def test_copies_of_a_prompt_differ_and_repeat(llama: CausalLM) -> None:
+    engine, settings = Engine(llama, stop_ids=()), SamplingSettings(temperature=1.0, max_new_tokens=12)
+    first = [tuple(reply.ids) for reply in engine.generate([[1, 4]] * 4, settings)]
+    assert len(set(first)) == 4
+    assert first == [tuple(reply.ids) for reply in engine.generate([[1, 4]] * 4, settings)]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_rows": 2}, {"cache_bytes": 1}, {"cache_bytes": 40_000}, {"prefill_tokens": 1}]
+)
+def test_memory_bounds_change_nothing(llama: CausalLM, limits: dict[str, int]) -> None:
+    settings = SamplingSettings(max_new_tokens=20, temperature=0.7)
+    expected = Engine(llama, stop_ids=STOPS).generate(PROMPTS, settings)
+    replies = Engine(llama, stop_ids=STOPS, **limits).generate(PROMPTS, settings)
+    assert [reply.ids for reply in replies] == [reply.ids for reply in expected]
+
+
+def test_rows_that_fit_the_budget(llama: CausalLM) -> None:
+    row_bytes = 2 * 3 * 2 * 8 * 4 * 50  # keys and values, layers, KV heads, head_dim, float32, tokens
+    assert Engine(llama, stop_ids=(), cache_bytes=3 * row_bytes).rows_that_fit(50) == 3
+    assert Engine(llama, stop_ids=(), cache_bytes=row_bytes - 1).rows_that_fit(50) == 1
+    assert Engine(llama, stop_ids=(), max_rows=5).rows_that_fit(50) == 5
+
+
+class ForceAfter:
+    """Forces `forced` after the `place`-th drawn token of every row, once."""
+
+    def __init__(self, place: int, forced: list[int]) -> None:
+        self.place, self.forced = place, forced
+        self.drawn: dict[int, list[int]] = {}
+
+    def on_token(self, row: int, token_id: int) -> Sequence[int]:
+        drawn = self.drawn.setdefault(row, [])
+        drawn.append(token_id)
+        return self.forced if len(drawn) == self.place else []
+
+
+def test_forced_tokens_enter_the_reply_and_the_model_goes_on_from_them(llama: CausalLM) -> None:
+    engine, settings = Engine(llama, stop_ids=()), SamplingSettings(max_new_tokens=15)
+    plain = engine.generate(PROMPTS, settings)
+    controller = ForceAfter(3, [50, 2, 51])
+    for row, (prompt, reply) in enumerate(zip(PROMPTS, engine.generate(PROMPTS, settings, controller), strict=True)):
+        assert reply.ids[:6] == [*plain[row].ids[:3], 50, 2, 51]
+        assert reply.logprobs[3:6] == [None] * 3 and None not in reply.logprobs[:3] + reply.logprobs[6:]
+        assert len(reply.ids) == 15
+        assert controller.drawn[row] == [*reply.ids[:3], *reply.ids[6:-1]], "forced and last tokens are not reported"
+        continued = engine.generate([[*prompt, *reply.ids[:6]]], settings)[0].ids[:9]
+        assert continued == reply.ids[6:]
+
+
+def test_forced_tokens_stop_at_the_bound(llama: CausalLM) -> None:
+    reply = Engine(llama, stop_ids=()).generate([[1]], SamplingSettings(max_new_tokens=5), ForceAfter(2, [7] * 50))[0]
+    assert reply.ids[2:] == [7, 7, 7] and reply.stop_reason == "length"
+
+
+def test_the_context_bounds_the_reply(llama: CausalLM) -> None:
+    prompt = [1] + [30] * 89
+    reply = Engine(llama, stop_ids=()).generate([prompt], SamplingSettings(max_new_tokens=500))[0]
+    assert len(reply.ids) == 6 and reply.stop_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "empty prompt"), ([1] * 96, "96 tokens.*context is 96"), ([1, 97], "token id 97.*0 to 96"), ([-1], "id -1")],
+)
+def test_unusable_prompts_are_named(llama: CausalLM, prompt: list[int], message: str) -> None:
+    with pytest.raises(ModelError, match=rf"(?s)prompt 1: .*{message}.*→"):
+        Engine(llama, stop_ids=()).generate([[1], prompt], SamplingSettings())
+
+
+def test_logits_that_are_not_finite_are_an_error(llama: CausalLM) -> None:
+    broken = make_pair("llama")[1]
+    broken.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        Engine(broken, stop_ids=()).generate([[1, 2]], SamplingSettings())
+
+
+def test_padded_columns_are_never_drawn(llama: CausalLM) -> None:
+    replies = Engine(llama, stop_ids=(), num_tokens=10).generate(PROMPTS, SamplingSettings(temperature=3.0))
+    assert max(max(reply.ids) for reply in replies) < 10
+
+
+def test_closing_the_stream_cancels_and_restores_the_mode(llama: CausalLM) -> None:
+    llama.train()
+    stream = Engine(llama, stop_ids=()).stream([[1], [1, 2]], SamplingSettings())
+    first = next(stream)
+    assert (first.row, first.stop_reason) == (0, None)
+    assert not llama.training and not torch.is_inference_mode_enabled()
+    stream.close()
+    assert llama.training
+    llama.eval()
+
+
+def test_streamed_tokens_are_the_replies(llama: CausalLM) -> None:
+    engine, settings = Engine(llama, stop_ids=STOPS), SamplingSettings(max_new_tokens=20)
+    replies = engine.generate(PROMPTS, settings)
+    tokens = list(engine.stream(PROMPTS, settings))
+    for row, reply in enumerate(replies):
+        mine = [token for token in tokens if token.row == row]
+        assert [token.token_id for token in mine] == reply.ids
+        assert [token.stop_reason for token in mine] == [None] * (len(mine) - 1) + [reply.stop_reason]
+    assert list(engine.stream([], settings)) == []
