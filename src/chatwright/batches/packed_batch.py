@@ -54,5 +54,9 @@ class PackedBatch:
             for field in fields(self)
             if isinstance(getattr(self, field.name), torch.Tensor)
         }
-        layout = SegmentLayout.from_lengths(self.layout.lengths_q, self.layout.lengths_k, device)
-        return replace(self, layout=layout, **moved)
+        cu_q = self.layout.cu_q.to(device, non_blocking=True)
+        same = self.layout.cu_k is self.layout.cu_q
+        cu_k = cu_q if same else self.layout.cu_k.to(device, non_blocking=True)
+        gather = self.layout.kv_gather
+        gather = gather if gather is None else gather.to(device, non_blocking=True)
+        return replace(self, layout=replace(self.layout, cu_q=cu_q, cu_k=cu_k, kv_gather=gather), **moved)

@@ -1,0 +1,152 @@
+"""Steps of batches for one rank, made ahead in the background: a pure function of (store, plan, step).
+
+The resume state is therefore one integer, the next step. Every rank runs the same number of
+micro-batches and knows the whole step's sums without asking the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from chatwright.batches.collate import collate
+from chatwright.batches.packed_batch import PackedBatch
+from chatwright.batches.token_cache import TokenStore
+from chatwright.packing.pack_plan import PackPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """One rank's micro-batches of one step, with the sums of the whole step over all ranks.
+
+    Args:
+        step: counted from 0.
+        epoch: the epoch of the step's first pack.
+        packs: this rank's micro-batches, equally many on every rank.
+        weight: Σ weight of the step's supervised tokens on all ranks: the divisor.
+        supervised_tokens: how many they are, on all ranks.
+        num_tokens: tokens of the step on all ranks, padding not counted.
+        num_examples: examples of the step on all ranks.
+    """
+
+    step: int
+    epoch: int
+    packs: list[PackedBatch]
+    weight: float
+    supervised_tokens: int
+    num_tokens: int
+    num_examples: int
+
+
+def step_batches(
+    store: TokenStore, plan: PackPlan, step: int, rank: int = 0, world_size: int = 1, pad_to: int | None = None
+) -> StepBatches:
+    """Make a rank's batches of one step on the CPU.
+
+    Rank r takes packs r, r + W, r + 2W …; where others still have one and it hasn't, it gets a dummy.
+
+    Args:
+        store: the tokenized examples the plan was made for.
+        plan: packs and steps. step: 0 … `plan.num_steps` − 1.
+        rank: 0 … W − 1. world_size: W.
+        pad_to: tokens every pack is filled up to, or None.
+    """
+    packs = plan.packs_of_step(step)
+    examples = plan.examples_of_step(step)
+    rounds = -(-len(packs) // world_size)
+    mine = [
+        packs[place] if place < len(packs) else examples[:0] for place in range(rank, rounds * world_size, world_size)
+    ]
+    return StepBatches(
+        step=step,
+        epoch=int(plan.epoch_of_pack[plan.step_starts[step]]),
+        packs=[collate(store, members, pad_to=pad_to) for members in mine],
+        weight=float(store.weight_sums[examples].sum()),
+        supervised_tokens=int(store.supervised_counts[examples].sum()),
+        num_tokens=int((store.offsets[examples + 1] - store.offsets[examples]).sum()),
+        num_examples=len(examples),
+    )
+
+
+class StepLoader:
+    """Iterate over a plan's steps from `start_step` on; iterating again starts there again.
+
+    Args:
+        store: the tokenized examples the plan was made for.
+        plan: packs and steps.
+        rank: 0 … world_size − 1. world_size: number of ranks.
+        device: where the batches go; copies to CUDA go through pinned memory and don't wait.
+        start_step: the first step to give: all that a resumed run needs.
+        prefetch: steps made ahead by one background thread; 0 makes each when it is asked for.
+        pad_to: tokens every pack is filled up to, or None.
+
+    Raises:
+        ValueError: when the plan was made for another store, or rank, prefetch or start_step make no sense.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        plan: PackPlan,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        start_step: int = 0,
+        prefetch: int = 2,
+        pad_to: int | None = None,
+    ) -> None:
+        if plan.num_examples != len(store):
+            raise ValueError(f"a plan for {plan.num_examples} examples, but a store of {len(store)}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        if not 0 <= start_step <= plan.num_steps:
+            raise ValueError(f"start_step {start_step} of a plan with {plan.num_steps} steps")
+        if prefetch < 0:
+            raise ValueError(f"prefetch {prefetch} is negative")
+        self.store, self.plan = store, plan
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device(device)
+        self.start_step, self.prefetch, self.pad_to = start_step, prefetch, pad_to
+
+    def __len__(self) -> int:
+        """Steps from `start_step` to the end."""
+        return self.plan.num_steps - self.start_step
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        """Give the steps in order. An error in the background is raised here, at its step; leaving early stops it."""
+        waiting: deque[Future[StepBatches]] = deque()
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chatwright-loader")
+        try:
+            for step in range(self.start_step, self.plan.num_steps):
+                waiting.append(thread.submit(self._make, step))
+                if len(waiting) > self.prefetch:
+                    yield self._on_device(waiting.popleft().result())
+            while waiting:
+                yield self._on_device(waiting.popleft().result())
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    def _on_device(self, batches: StepBatches) -> StepBatches:
+        return replace(batches, packs=[pack.to(self.device) for pack in batches.packs])
+
+    def _make(self, step: int) -> StepBatches:
+        batches = step_batches(self.store, self.plan, step, self.rank, self.world_size, self.pad_to)
+        if self.device.type != "cuda":
+            return batches
+        return replace(batches, packs=[_pinned(pack) for pack in batches.packs])
+
+
+def _pinned(batch: PackedBatch) -> PackedBatch:
+    """The batch in page-locked memory, from where copies to the GPU don't wait."""
+    tensors: dict[str, Any] = {
+        field.name: getattr(batch, field.name).pin_memory()
+        for field in fields(batch)
+        if isinstance(getattr(batch, field.name), torch.Tensor)
+    }
+    cu = batch.layout.cu_q.pin_memory()
+    return replace(batch, layout=replace(batch.layout, cu_q=cu, cu_k=cu), **tensors)
