@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -46,7 +47,7 @@ def read_file(path: Path) -> Iterator[RawRow]:
         raise DataError(f"unknown file type {path.suffix!r}", source=str(path), hint=f"known: {', '.join(READERS)}")
     try:
         yield from READERS[kind](path)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"can't be read: {error}", source=str(path), hint="check the path; fetch a cut file again"
         ) from None
@@ -107,8 +108,8 @@ def read_json_file(path: Path) -> Iterator[RawRow]:
             yield from read_jsonl(path)
             return
         raise DataError(f"is not JSON: {error}", source=source, hint="repair the file") from None
-    except RecursionError:
-        raise DataError("is not JSON that can be read: nested too deeply", source=source) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"holds JSON that can't be read: {error}", source=source, hint="repair the file") from None
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
     if not isinstance(data, list):
@@ -182,20 +183,19 @@ def read_saved_dataset(folder: Path) -> Iterator[RawRow]:
     """
     import pyarrow
 
-    source = str(folder)
-    if (folder / "dataset_dict.json").exists():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        hint = f"name one of them: {' or '.join(str(folder / split) for split in splits)}"
-        raise DataError(f"holds several splits: {', '.join(splits)}", source=source, hint=hint)
-    index = 0
+    source, index = str(folder), 0
     try:
+        if (folder / "dataset_dict.json").exists():
+            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            hint = f"name one of them: {' or '.join(str(folder / split) for split in splits)}"
+            raise DataError(f"holds several splits: {', '.join(splits)}", source=source, hint=hint)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         for entry in state["_data_files"]:
             with pyarrow.memory_map(str(folder / entry["filename"])) as file:
                 for row in _arrow_rows(_arrow_batches(file), source, index):
                     yield row
                     index += 1
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise DataError(f"is not a saved data set that can be read: {error}", source=source) from None
 
 

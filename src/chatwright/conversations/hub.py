@@ -62,7 +62,6 @@ def read_hub(text: str) -> Any:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """Errors of `httpx`, which huggingface_hub 1.0 and later use, and which aren't `OSError`s as those of requests are."""
-    if importlib.util.find_spec("httpx") is None:
-        return ()
-    return (importlib.import_module("httpx").HTTPError,)
+    """The errors of the HTTP client that huggingface_hub uses since 1.0; unlike those of requests no `OSError`s."""
+    installed = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
+    return tuple(importlib.import_module(name).HTTPError for name in installed)

@@ -140,7 +140,7 @@ def _read_call(call: Mapping[str, Any], place: Place) -> Part:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, str):
-        arguments = compact_json(read_mapping(arguments, at))
+        arguments = compact_json(read_mapping(arguments, at), at)
     return Part(
         "tool_call",
         read_text(arguments, at),

@@ -96,9 +96,16 @@ def read_json(value: Any, place: Place) -> Any:
         raise place.error(f"is not JSON ({error}): {shown(value)}") from None
 
 
-def compact_json(value: Any) -> str:
-    """`value` as JSON without spaces, letters of every script as they are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def compact_json(value: Any, place: Place) -> str:
+    """`value` as JSON without spaces, letters of every script as they are.
+
+    Raises:
+        DataError: if it holds what JSON has no word for, such as a date from a parquet column.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise place.error(f"can't be written as JSON ({error}): {shown(value)}") from None
 
 
 def without_nulls(value: Any) -> Any:

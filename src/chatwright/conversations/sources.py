@@ -268,7 +268,8 @@ def _expand(source: str) -> list[Path]:
     elif any(letter in source for letter in "*?["):
         # A glob that names a file of unknown type is told so when the file is read.
         root = Path(path.anchor or ".")
-        found = sorted(f for f in root.glob(str(path.relative_to(path.anchor))) if f.is_file() or is_saved_dataset(f))
+        matches = root.glob(str(path.relative_to(path.anchor)))
+        found = sorted(f for f in matches if not f.name.startswith(".") and (f.is_file() or is_saved_dataset(f)))
         problem, hint = "no file matches this pattern", f"paths are relative to {Path.cwd()}"
     else:
         found = []
