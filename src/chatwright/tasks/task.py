@@ -1,0 +1,118 @@
+"""What a task is, and the few steps that every task shares: splits, seeded randomness, building conversations.
+
+This module knows nothing of templates, tokens or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, Protocol, get_args
+
+from chatwright.conversations.schema import Conversation, Message, Part
+from chatwright.errors import ConfigError
+from chatwright.settings import Settings
+
+Split = Literal["train", "test"]
+
+CALCULATOR = "calculator"
+TEST_PERCENT = 20
+
+
+class Task(Protocol):
+    """Conversations to train on, and a grade for a reply to the same conversations.
+
+    The last message of a conversation is the reference reply; a model under test is shown the messages before it.
+    """
+
+    name: str
+    options_type: type[Settings]
+
+    def __init__(self, options: Any) -> None:
+        """Keep the options, an instance of `options_type`."""
+
+    def conversations(self, split: Split, count: int | None = None, seed: int = 0) -> list[Conversation]:
+        """A pure function of its arguments: distinct conversations, the first ones the same for any `count`.
+
+        Args:
+            split: `train` or `test`; no word, problem or question is in both.
+            count: how many; fewer come back only where the task has no more distinct ones. None: each word or question
+                once (for endless tasks a fixed number).
+            seed: another seed gives another choice and order.
+
+        Raises:
+            ConfigError: for another split, or a count below 0.
+        """
+        ...
+
+    def grade(self, conversation: Conversation, reply: Message) -> bool:
+        """Whether `reply` is a right last message for `conversation`, judged by the text the user sees."""
+        ...
+
+
+class NoOptions(Settings):
+    """Options of a task that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A conversation before it has a source and a row: its messages and what grading needs."""
+
+    messages: tuple[Message, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_conversations(task: str, drafts: Iterable[Draft], count: int | None) -> list[Conversation]:
+    """The first `count` distinct drafts (None: all) as conversations of `task:<name>`, rows counted from 0."""
+    seen: dict[tuple[Message, ...], Draft] = {}
+    distinct = (seen.setdefault(draft.messages, draft) for draft in drafts if draft.messages not in seen)
+    return [
+        Conversation(draft.messages, source=f"task:{task}", row=row, extra=draft.extra)
+        for row, draft in enumerate(islice(distinct, count))
+    ]
+
+
+def check_request(task: str, split: str, count: int | None) -> None:
+    """Refuse a split or count that no task has.
+
+    Raises:
+        ConfigError: naming the value and the valid ones.
+    """
+    problems = []
+    if split not in get_args(Split):
+        problems.append(f"split: must be one of {', '.join(get_args(Split))} (found {split!r})")
+    if count is not None and count < 0:
+        problems.append(f"count: must be 0 or more, or null for all (found {count})")
+    if problems:
+        raise ConfigError(problems, source=f"task {task}")
+
+
+def random_for(*key: str | int) -> random.Random:
+    """A generator seeded by the key alone, the same in every process and on every machine."""
+    return random.Random("/".join(map(str, key)))
+
+
+def split_of(key: str) -> Split:
+    """The split that owns `key`, by its hash: 20 % of the keys are `test`, whatever the seed."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return "test" if int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT else "train"
+
+
+def question_and_reply(question: str, reply: Message) -> tuple[Message, ...]:
+    """One user turn and its reply."""
+    return (Message.of("user", question), reply)
+
+
+def calculator_reply(code: str, result: str, answer: str) -> Message:
+    """An assistant turn that calls the calculator, gets its result and answers: one turn of three parts."""
+    return Message(
+        "assistant",
+        (
+            Part("tool_call", code, tool=CALCULATOR),
+            Part("tool_result", result, tool=CALCULATOR),
+            Part("text", answer),
+        ),
+    )
