@@ -1,0 +1,37 @@
+"""Every task by its name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from chatwright.errors import ConfigError
+from chatwright.settings import build
+from chatwright.tasks.arithmetic import Arithmetic
+from chatwright.tasks.general import General
+from chatwright.tasks.letter_counting import LetterCounting
+from chatwright.tasks.persona import Persona
+from chatwright.tasks.spelling import Spelling
+from chatwright.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {
+    Arithmetic.name: Arithmetic,
+    General.name: General,
+    LetterCounting.name: LetterCounting,
+    Persona.name: Persona,
+    Spelling.name: Spelling,
+}
+
+
+def make_task(task: str, /, **options: Any) -> Task:
+    """The task of that name with its options, such as `make_task("persona", name="Robin", author="Ann")`.
+
+    Raises:
+        ConfigError: for an unknown task or option, with the nearest name.
+    """
+    if task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(TASKS))}"
+        raise ConfigError([f"task: there is no task {task!r}; {hint}"], source="task")
+    chosen = TASKS[task]
+    return chosen(build(chosen.options_type, options, f"task {task}"))
