@@ -31,6 +31,10 @@ def test_python_parts_name_nanochat_wherever_they_stand():
     assert detect_format([{"messages": [USER]}, {"messages": [USER, PYTHON]}], "hand") == "nanochat"
 
 
+def test_the_format_that_fits_most_rows_wins():
+    assert detect_format([ROWS["minimind"], ROWS["sharegpt"], ROWS["sharegpt"]], "hand") == "sharegpt"
+
+
 def test_bad_first_rows_do_not_mislead():
     assert detect_format([{"messages": [{"role": "bot"}]}, ROWS["messages"]], "hand") == "messages"
 

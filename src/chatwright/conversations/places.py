@@ -7,29 +7,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from chatwright.errors import DataError
 
 _SHOWN_LENGTH = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value stands: source, row (from 0) and the dotted field inside the row."""
+class Place(NamedTuple):
+    """Where a value stands: source, row (from 0) and the steps to the field inside the row."""
 
     source: str
     row: int
-    field: str = ""
+    steps: tuple[str | int, ...] = ()
 
     def at(self, *keys: str | int) -> Place:
         """The place one or more steps further inside, such as `place.at("messages", 3, "role")`."""
-        return Place(self.source, self.row, ".".join([self.field, *map(str, keys)] if self.field else map(str, keys)))
+        return Place(self.source, self.row, self.steps + keys)
 
     def error(self, message: str, hint: str | None = None) -> DataError:
         """A `DataError` at this place, to be raised by the caller."""
-        return DataError(message, source=self.source, row=self.row, field=self.field or None, hint=hint)
+        field = ".".join(map(str, self.steps)) or None
+        return DataError(message, source=self.source, row=self.row, field=field, hint=hint)
 
 
 def shown(value: Any) -> str:

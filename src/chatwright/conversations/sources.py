@@ -260,16 +260,16 @@ def _is_path(source: Source) -> bool:
 def _expand(source: str) -> list[Path]:
     """The files (and saved data sets) that a path, folder or glob stands for, sorted."""
     path = Path(source).expanduser()
-    if path.is_file() or (path.is_dir() and is_saved_dataset(path)):
+    if _is_readable(path):
         return [path]
     if path.is_dir():
-        found = _data_files(path.iterdir()) or _data_files(path.rglob("*"))
+        found = _data_files(path)
         problem, hint = "the folder holds no data files", f"known endings: {', '.join(READERS)}"
     elif any(letter in source for letter in "*?["):
         # A glob that names a file of unknown type is told so when the file is read.
         root = Path(path.anchor or ".")
         matches = root.glob(str(path.relative_to(path.anchor)))
-        found = sorted(f for f in matches if not f.name.startswith(".") and (f.is_file() or is_saved_dataset(f)))
+        found = sorted(f for f in matches if (_is_hidden(path) or not _is_hidden(f)) and _is_readable(f))
         problem, hint = "no file matches this pattern", f"paths are relative to {Path.cwd()}"
     else:
         found = []
@@ -279,5 +279,15 @@ def _expand(source: str) -> list[Path]:
     return found
 
 
-def _data_files(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.is_file() and not path.name.startswith(".") and file_kind(path))
+def _data_files(folder: Path) -> list[Path]:
+    """The data files in a folder and the folders inside it, hidden ones left out."""
+    inside = (path for path in folder.rglob("*") if path.is_file() and file_kind(path))
+    return sorted(path for path in inside if not _is_hidden(path.relative_to(folder)))
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() or is_saved_dataset(path)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
