@@ -1,0 +1,192 @@
+"""The ledger: how many rows and tokens each stage let through, and a reason for each that it didn't.
+
+The flow, and the sums that must balance for every source:
+
+    read (rows)            = skipped + converted
+    converted + expanded   = held_out + filtered + rendered             from here on rows are examples
+    rendered + split       = dropped + kept                             tokens: cut besides
+    kept + repeated        = packed + unplaced                          over all epochs
+    trained               <= packed                                     equal when the run is finished
+
+`expanded` and `split` are the *additional* examples when one conversation or one long example becomes several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from chatwright.console import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Stage(StrEnum):
+    """Where rows come in, are lost, multiply or go on; in the order of the flow."""
+
+    READ = "read"
+    SKIPPED = "skipped"
+    CONVERTED = "converted"
+    EXPANDED = "expanded"
+    HELD_OUT = "held_out"
+    FILTERED = "filtered"
+    RENDERED = "rendered"
+    SPLIT = "split"
+    DROPPED = "dropped"
+    CUT = "cut"
+    KEPT = "kept"
+    REPEATED = "repeated"
+    PACKED = "packed"
+    UNPLACED = "unplaced"
+    TRAINED = "trained"
+
+
+NEEDS_REASON = frozenset({Stage.SKIPPED, Stage.FILTERED, Stage.DROPPED, Stage.CUT, Stage.UNPLACED})
+"""Stages where something is lost, which must say why."""
+
+
+class Balance(NamedTuple):
+    """One equation of the flow: what goes in equals what comes out."""
+
+    ins: tuple[Stage, ...]
+    outs: tuple[Stage, ...]
+    outs_of_tokens: tuple[Stage, ...] | None  # None: tokens aren't known yet
+
+
+BALANCES = (
+    Balance((Stage.READ,), (Stage.SKIPPED, Stage.CONVERTED), None),
+    Balance((Stage.CONVERTED, Stage.EXPANDED), (Stage.HELD_OUT, Stage.FILTERED, Stage.RENDERED), None),
+    Balance((Stage.RENDERED, Stage.SPLIT), (Stage.DROPPED, Stage.KEPT), (Stage.DROPPED, Stage.CUT, Stage.KEPT)),
+    Balance((Stage.KEPT, Stage.REPEATED), (Stage.PACKED, Stage.UNPLACED), (Stage.PACKED, Stage.UNPLACED)),
+)
+
+
+class LedgerError(AssertionError):
+    """The sums don't balance: something was lost without being counted. A bug of ours, never of the user's."""
+
+
+class Entry(NamedTuple):
+    """One line of the ledger."""
+
+    source: str
+    stage: Stage
+    reason: str | None
+    rows: int
+    tokens: int
+
+
+class Ledger:
+    """Counts of rows and tokens by source, stage and reason."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, Stage, str | None], tuple[int, int]] = {}
+
+    def count(self, source: str, stage: Stage | str, rows: int, tokens: int = 0, reason: str | None = None) -> None:
+        """Add to a line; a line of nothing isn't made, but the stages of the flow may be counted as 0.
+
+        Args:
+            source: the file or data set.
+            stage: a `Stage` or its name.
+            rows: rows, from `rendered` on examples; for `cut` the examples that lost tokens.
+            tokens: tokens, where they are known.
+            reason: why, required where something is lost.
+
+        Raises:
+            ValueError: for an unknown stage, or a loss without a reason.
+        """
+        stage = Stage(stage)
+        if stage in NEEDS_REASON:
+            if not reason:
+                raise ValueError(f"{rows} rows of {source} {stage} without a reason")
+            if not rows and not tokens:
+                return
+        key = (source, stage, reason)
+        before = self._counts.get(key, (0, 0))
+        self._counts[key] = (before[0] + int(rows), before[1] + int(tokens))
+
+    def entries(self) -> list[Entry]:
+        """All lines: by source as first seen, then by stage, then by reason."""
+        sources = list(dict.fromkeys(source for source, _, _ in self._counts))
+        order = {stage: place for place, stage in enumerate(Stage)}
+        keys = sorted(self._counts, key=lambda key: (sources.index(key[0]), order[key[1]], key[2] or ""))
+        return [Entry(*key, *self._counts[key]) for key in keys]
+
+    def rows(self, stage: Stage | str, source: str | None = None) -> int:
+        """Rows of a stage, over all reasons, of one source or of all."""
+        return sum(entry.rows for entry in self._of(Stage(stage), source))
+
+    def tokens(self, stage: Stage | str, source: str | None = None) -> int:
+        """Tokens of a stage, over all reasons, of one source or of all."""
+        return sum(entry.tokens for entry in self._of(Stage(stage), source))
+
+    def merge(self, other: Ledger) -> None:
+        """Add all of another ledger's counts."""
+        for entry in other.entries():
+            self.count(entry.source, entry.stage, entry.rows, entry.tokens, entry.reason)
+
+    def check(self, *, reached: Stage | str | None = None, finished: bool = False) -> None:
+        """Check every balance that the flow has reached, source by source.
+
+        Args:
+            reached: the stage that all sources have come to, such as `packed` once the plan is made; by
+                default each source is checked up to the last stage it was counted at.
+            finished: the run is over, so all that was packed must have been trained.
+
+        Raises:
+            LedgerError: naming each sum that doesn't balance, with the whole table.
+        """
+        order = list(Stage)
+        least = order.index(Stage.TRAINED if finished else Stage(reached or Stage.READ))
+        problems: list[str] = []
+        for source in dict.fromkeys(source for source, _, _ in self._counts):
+            last = max(order.index(stage) for name, stage, _ in self._counts if name == source)
+            problems += self._problems(source, order[: max(last, least) + 1], finished)
+        if problems:
+            lines = [
+                f"{entry.source} {entry.stage} {entry.rows} rows {entry.tokens} tokens" for entry in self.entries()
+            ]
+            raise LedgerError("\n".join(["the ledger doesn't balance:", *problems, "all counts:", *lines]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"entries": [{**entry._asdict(), "stage": str(entry.stage)} for entry in self.entries()]}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Ledger:
+        """What `to_dict` gave, as a ledger again."""
+        ledger = Ledger()
+        for entry in data["entries"]:
+            ledger.count(entry["source"], entry["stage"], entry["rows"], entry["tokens"], entry["reason"])
+        return ledger
+
+    def table(self, title: str = "ledger") -> Table:
+        """The ledger to print."""
+        rows = [(e.source, str(e.stage), e.rows, e.tokens or None, e.reason) for e in self.entries()]
+        return table(title, ("source", "stage", "rows", "tokens", "reason"), rows)
+
+    def _of(self, stage: Stage, source: str | None) -> Iterator[Entry]:
+        for (name, at, reason), (rows, tokens) in self._counts.items():
+            if at == stage and source in (None, name):
+                yield Entry(name, at, reason, rows, tokens)
+
+    def _problems(self, source: str, reached: list[Stage], finished: bool) -> Iterator[str]:
+        for ins, outs, outs_of_tokens in BALANCES:
+            if not any(stage in reached for stage in outs):
+                return
+            yield from self._unequal(source, "rows", self.rows, ins, outs)
+            if outs_of_tokens is not None:
+                yield from self._unequal(source, "tokens", self.tokens, ins, outs_of_tokens)
+        for unit, counted in (("rows", self.rows), ("tokens", self.tokens)):
+            trained, packed = counted(Stage.TRAINED, source), counted(Stage.PACKED, source)
+            if trained > packed or (finished and trained != packed):
+                yield f"{source}: {trained:,} {unit} trained of {packed:,} packed"
+
+    @staticmethod
+    def _unequal(source: str, unit: str, counted: Any, ins: Iterable[Stage], outs: Iterable[Stage]) -> Iterator[str]:
+        left = [(stage, counted(stage, source)) for stage in ins]
+        right = [(stage, counted(stage, source)) for stage in outs]
+        if sum(count for _, count in left) != sum(count for _, count in right):
+            sides = [" + ".join(f"{stage} {count:,}" for stage, count in side) for side in (left, right)]
+            yield f"{source}: {unit}: {sides[0]} ≠ {sides[1]}"
