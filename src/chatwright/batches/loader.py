@@ -18,6 +18,7 @@ from chatwright.batches.collate import collate
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.batches.token_cache import TokenStore
 from chatwright.packing.pack_plan import PackPlan
+from chatwright.templates.rendered import ExampleKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class StepBatches:
         supervised_tokens: how many they are, on all ranks.
         num_tokens: tokens of the step on all ranks, padding not counted.
         num_examples: examples of the step on all ranks.
+        keys: their names, in the plan's order.
     """
 
     step: int
@@ -41,6 +43,7 @@ class StepBatches:
     supervised_tokens: int
     num_tokens: int
     num_examples: int
+    keys: tuple[ExampleKey, ...]
 
 
 def step_batches(
@@ -70,6 +73,7 @@ def step_batches(
         supervised_tokens=int(store.supervised_counts[examples].sum()),
         num_tokens=int((store.offsets[examples + 1] - store.offsets[examples]).sum()),
         num_examples=len(examples),
+        keys=tuple(store.key(int(index)) for index in examples),
     )
 
 

@@ -35,7 +35,7 @@ class DataSettings(Settings):
 
     Args:
         path: a file, folder, glob or `hub:owner/name[:config]/split`.
-        task: name of a built-in task, with its `task_options`.
+        task: name of a built-in task, with its `task_options`. split: which of its disjoint halves.
         format: a name of `CONVERTERS`, or `auto` to detect it from the rows.
         on_bad_row: `error` stops at the first bad row; `skip` leaves it out and counts it.
         start: first row to use, from 0; `stop`: the row after the last.
@@ -69,6 +69,8 @@ class DataSettings(Settings):
             raise ValueError("path '-' (standard input) can be read only once; save the rows as a file")
         if self.task_options and not self.task:
             raise ValueError("'task_options' belong to a 'task', found a 'path'")
+        if self.split != "train" and not self.task:
+            raise ValueError("'split' belongs to a 'task'; a path names its own rows (hub:owner/name/split)")
         if self.format != "auto" and self.format not in CONVERTERS:
             near = difflib.get_close_matches(self.format, CONVERTERS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid: auto, {', '.join(CONVERTERS)}"

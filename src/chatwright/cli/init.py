@@ -1,0 +1,61 @@
+"""`chatwright init`: a recipe written from what is found in the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from chatwright.console import note, out
+from chatwright.conversations.sources import load_conversations
+from chatwright.errors import UserError
+from chatwright.recipes.data import prepare_text
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.settings import build
+
+SAMPLE = 2000
+
+
+def run_init(data: str, model: str, out_path: str, force: bool) -> None:
+    """Look at up to 2,000 rows, choose lengths and steps to fit, and write the recipe."""
+    path = Path(out_path)
+    if path.exists() and not force:
+        raise UserError("this file exists already", place=out_path, hint="--force overwrites it, --out writes elsewhere")
+    loaded = load_conversations(data, on_bad_row="skip", stop=SAMPLE)
+    has_tools = any(part.kind == "tool_call" for c in loaded.conversations for m in c.messages for part in m.parts)
+    template = {"tools": "add"} if has_tools and not _renders_tools(model, data, loaded.format) else {}
+    raw = {"model": model, "data": [{"path": data, "format": loaded.format}], "template": template}
+    text = prepare_text(build(RunSettings, raw, "init"))
+    groups = text.template.render_many(loaded.conversations)
+    lengths = np.array([len(example.ids) for group in groups for example in group])
+    longest = int(lengths.max())
+    max_tokens = max(256, 1 << (longest - 1).bit_length())
+    share = "0.05" if len(loaded.conversations) >= 40 else "0"
+    lines = [
+        f"# Written by `chatwright init` from {loaded.num_rows:,} rows of {data}: format {loaded.format},",
+        f"# {lengths.mean():.0f} tokens on average, {longest:,} in the longest. `chatwright plan {out_path}` shows the run.",
+        "recipe_version: 1",
+        "stage: sft",
+        f"model: {model}",
+        "data:",
+        f"  - {{path: {data}, format: {loaded.format}{', on_bad_row: skip' if loaded.skipped else ''}}}",
+        f"heldout: {{share: {share}}}",
+        *([f"template: {{tools: add}}  # the data calls tools, and the model's own template has none"] if template else []),
+        f"max_tokens: {max_tokens}",
+        "overflow: error  # or drop, truncate, split_turns",
+        f"packing: {{by: tokens, tokens_per_pack: {max(2048, max_tokens)}, packs_per_step: 1}}",
+        "optimizer: {learning_rate: 2.0e-5}",
+        "schedule: {name: cosine, warmup_fraction: 0.03, min_ratio: 0.1}",
+        f"train: {{epochs: 2, seed: 0{', evaluate_every: 50' if share != '0' else ''}, save_every: 200}}",
+        f"out: runs/{Path(data).stem.split(':')[-1].replace('*', 'all') or 'sft'}",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for field, count in loaded.skip_counts.items():
+        note(f"{count:,} bad rows (field {field}) will be skipped")
+    out().print(f"wrote {out_path}\nSee what is trained:  chatwright inspect {out_path}\nTrain:               chatwright train {out_path}")
+
+
+def _renders_tools(model: str, data: str, format_name: str) -> bool:
+    """Whether the model's own template can render tool calls."""
+    raw = {"model": model, "data": [{"path": data, "format": format_name}]}
+    return prepare_text(build(RunSettings, raw, "init")).template.renders_tools

@@ -1,0 +1,82 @@
+"""`chatwright inspect`: which tokens are trained, which are given, and what was left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from chatwright.console import out
+from chatwright.conversations.schema import Conversation
+from chatwright.conversations.sources import DataSettings
+from chatwright.errors import ConfigError
+from chatwright.inspection.viewer import example_record, legend, show_example
+from chatwright.recipes.data import prepare_text
+from chatwright.recipes.rendering import mask_policy, read_entry
+from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
+from chatwright.settings import apply_overrides, build
+from chatwright.templates.laws import check_laws
+
+RECIPE_ENDINGS = (".yaml", ".yml")
+
+
+def run_inspect(data: str, model: str | None, rows: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Show the chosen rows of a data set, or of every entry of a recipe."""
+    settings = settings_for(data, model, overrides)
+    first, last = parse_rows(rows)
+    template = prepare_text(settings).template
+    shown: list[tuple[str, list[Conversation]]] = []
+    for entry in settings.data:
+        conversations, info = read_entry(entry, settings.train.seed)
+        shown.append((f"{info.name}: {info.num_rows:,} rows, format {info.format}", conversations[first:last]))
+    if as_json:
+        for entry, (_, chosen) in zip(settings.data, shown, strict=True):
+            for group in template.render_many(chosen, mask_policy(entry, settings)):
+                for example in group:
+                    print(json.dumps(example_record(example, template.tokenizer), ensure_ascii=False))
+        return
+    console = out()
+    console.print(legend())
+    for entry, (title, chosen) in zip(settings.data, shown, strict=True):
+        console.rule(title)
+        for group in template.render_many(chosen, mask_policy(entry, settings)):
+            for example in group:
+                key = example.key
+                share = example.num_supervised / max(len(example.ids), 1)
+                part = f" part {key.part}" if len(group) > 1 else ""
+                console.print(f"row {key.row}{part} · {len(example.ids)} tokens · {share:.0%} trained", style="bold")
+                console.print(show_example(example, template.tokenizer))
+                console.print()
+    results = check_laws(template, [conversation for _, chosen in shown for conversation in chosen])
+    for law in results:
+        console.print(f"{'✓' if law.passed else '✗'} {law.name}: {law.detail}")
+
+
+def settings_for(data: str, model: str | None, overrides: Sequence[str]) -> RunSettings:
+    """The recipe to inspect with: one that was named, or one made of a data source and a model."""
+    if data in shipped_recipes() or (data.endswith(RECIPE_ENDINGS) and _is_recipe(data)):
+        return load_recipe(data, [*overrides, *([f"model={model}"] if model else [])])
+    if model is None:
+        raise ConfigError(["--model is required to inspect data; it names the model whose template renders"], source="inspect")
+    entry = {"task": data.removeprefix("task:")} if data.startswith("task:") else {"path": data}
+    raw = {"model": model, "data": [DataSettings(**entry).model_dump(exclude_defaults=True)]}
+    return build(RunSettings, apply_overrides(raw, overrides), "inspect")
+
+
+def _is_recipe(path: str) -> bool:
+    """Whether a YAML file is a recipe (data sets can be YAML too)."""
+    file = Path(path)
+    return not file.is_file() or "model:" in file.read_text(encoding="utf-8", errors="replace")
+
+
+def parse_rows(text: str) -> tuple[int, int]:
+    """`7` → (7, 8); `0:5` → (0, 5).
+
+    Raises:
+        ConfigError: neither a number nor a range.
+    """
+    start, colon, stop = text.partition(":")
+    numbers = [start or "0", stop or ("1000000000" if colon else "")]
+    if not numbers[0].isdigit() or (colon and not numbers[1].isdigit()):
+        raise ConfigError([f"--rows: {text!r} is no row (7) and no range (0:5)"], source="inspect")
+    return int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1

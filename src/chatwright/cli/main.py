@@ -1,0 +1,173 @@
+"""The command line: one thin file a command, loaded when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from chatwright import __version__
+from chatwright.errors import UserError
+
+app = typer.Typer(
+    name="chatwright",
+    help="Turn a base language model into a chat assistant: exact, fast and clear fine-tuning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b=value (may be repeated).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chatwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="A data file, folder, glob or hub:owner/name/split.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model to start from.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The recipe to write.")] = "recipe.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
+) -> None:
+    """Write a recipe from what is found in the data."""
+    from chatwright.cli.init import run_init
+
+    run_init(data, model, out, force)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, a run folder, or a shipped name such as `demo`.")],
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint.")] = False,
+) -> None:
+    """Train by a recipe; Ctrl-C saves and says how to go on."""
+    from chatwright.cli.train import run_train
+
+    run_train(recipe, set_ or [], resume)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or a shipped name.")],
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do without touching a weight: rows, tokens, steps, memory."""
+    from chatwright.cli.plan import run_plan
+
+    run_plan(recipe, set_ or [], as_json)
+
+
+@app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(help="A data file, folder, glob, task:NAME, or a recipe (.yaml).")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model whose template renders.")] = None,
+    rows: Annotated[str, typer.Option("--rows", help="Which rows: 7, or 0:5.")] = "0:5",
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """See which tokens are trained, and what was dropped or cut."""
+    from chatwright.cli.inspect import run_inspect
+
+    run_inspect(data, model, rows, set_ or [], as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model: folder, hub name, run, checkpoint, GGUF file.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and exit.")] = None,
+    compare: Annotated[str | None, typer.Option("--compare", help="A second model, answering side by side.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 = the most likely token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this share.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens (0 = all).")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 256,
+    seed: Annotated[int, typer.Option(help="Same seed, same words.")] = 0,
+) -> None:
+    """Chat with a model, or ask it one thing."""
+    from chatwright.cli.chat import run_chat
+
+    run_chat(model, prompt, compare, system, (temperature, top_p, top_k, max_new_tokens, seed))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run or checkpoint folder (or any model).")],
+    out: Annotated[str, typer.Argument(help="The folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+) -> None:
+    """Write a clean Hugging Face folder."""
+    from chatwright.cli.export import run_export
+
+    run_export(model, out, merge, dtype)
+
+
+@app.command()
+def trace(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    step: Annotated[int, typer.Option("--step", help="The step, counted from 1.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the examples that made a step, with their losses."""
+    from chatwright.cli.trace import run_trace
+
+    run_trace(run, step, as_json)
+
+
+@app.command()
+def selftest(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or a shipped name.")],
+    set_: Overrides = None,
+    full: Annotated[bool, typer.Option("--full", help="More rows, more splits.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove the exactness laws on your own recipe, model and data."""
+    from chatwright.cli.selftest import run_selftest
+
+    run_selftest(recipe, set_ or [], full, as_json)
+
+
+@app.command()
+def demo(
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from an interrupted demo.")] = False,
+) -> None:
+    """Fine-tune a small model on this machine and compare before and after."""
+    from chatwright.cli.demo import run_demo
+
+    run_demo(set_ or [], resume)
+
+
+def main() -> None:
+    """The console script: a `UserError` becomes one clear message and exit status 1."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        from chatwright.console import print_error
+
+        print_error(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""`chatwright trace`: the examples that made a step, with their losses."""
+
+from __future__ import annotations
+
+import json
+
+from chatwright.console import out, table
+from chatwright.errors import CheckpointError
+from chatwright.runtime import RunFolder
+
+
+def run_trace(run: str, step: int, as_json: bool) -> None:
+    """Print the examples of one step, highest loss first."""
+    folder = RunFolder(run, writes=False)
+    record = folder.read_trace(step)
+    if record is None:
+        last = max((line["step"] for line in folder.read_metrics()), default=0)
+        raise CheckpointError(
+            f"there is no step {step}; the run has steps 1 to {last}" if last else "this run has no finished step",
+            place=str(folder.path),
+        )
+    rows = [
+        {"source": source, "row": row, "part": part, "loss": total / count if count else 0.0, "supervised_tokens": count}
+        for source, row, part, total, count in record["examples"]
+    ]
+    rows.sort(key=lambda item: -float(item["loss"]))
+    if as_json:
+        print(json.dumps({"step": step, "examples": rows}, ensure_ascii=False))
+        return
+    columns = ("source", "row", "part", "mean loss", "supervised tokens")
+    body = [(r["source"], str(r["row"]), str(r["part"]), f"{r['loss']:.4f}", str(r["supervised_tokens"])) for r in rows]
+    out().print(table(f"step {step}: {len(rows)} examples", columns, body))

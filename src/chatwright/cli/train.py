@@ -1,0 +1,88 @@
+"""`chatwright train`: run a recipe, print what will happen first, say how to go on at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chatwright.cli.plan import sparkline
+from chatwright.console import duration, note, out, table
+from chatwright.recipes.build import RunTrainer, build_trainer
+from chatwright.recipes.data import RunData, build_data
+from chatwright.recipes.model import ModelSetup, build_model
+from chatwright.recipes.planning import plan_run
+from chatwright.recipes.run_settings import RunSettings, load_recipe
+from chatwright.runtime import Runtime, start_runtime
+from chatwright.settings import dump_yaml
+from chatwright.train.trainer import TrainResult
+
+
+def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
+    """Train by a recipe; with `resume`, go on from the newest complete checkpoint."""
+    settings = load_recipe(recipe, overrides)
+    runtime = start_runtime(settings.train.device, settings.train.threads)
+    try:
+        if runtime.is_main:
+            out().print(dump_yaml(settings).rstrip(), style="dim", markup=False, highlight=False)
+        prepared, data, model = prepare(settings, runtime, resume)
+        result = prepared.train()
+        if runtime.is_main:
+            report(prepared, result, recipe)
+    finally:
+        runtime.close()
+
+
+def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> tuple[RunTrainer, RunData, ModelSetup]:
+    """Data, model and trainer, with a short account of each on the main rank."""
+    data = build_data(settings)
+    if runtime.is_main:
+        _print_data(settings, data)
+    model = build_model(settings, data.text, runtime)
+    trained = sum(p.numel() for p in model.trainable.values())
+    prepared = build_trainer(settings, data, model, runtime, resume=resume)
+    if runtime.is_main:
+        total = sum(p.numel() for p in model.model.parameters())
+        note(f"{total:,} parameters, {trained:,} trained, on {runtime.device} with {runtime.world_size} rank(s)")
+        if model.adapted:
+            note(f"adapter on {len(model.adapted)} layers: {_short(model.adapted)}")
+        if model.fresh_rows:
+            names = [data.text.tokenizer.control_names[i] for i in model.fresh_rows]
+            note(f"new token rows, trained: {' '.join(names)}")
+        if prepared.resumed_from is not None:
+            note(f"resuming from {prepared.resumed_from} (step {prepared.start.step})")
+    return prepared, data, model
+
+
+def _short(names: Sequence[str]) -> str:
+    """Layer names without their numbers: `self_attn.q_proj, …`."""
+    kinds = dict.fromkeys(".".join(name.split(".")[-2:]) for name in names)
+    return ", ".join(kinds)
+
+
+def _print_data(settings: RunSettings, data: RunData) -> None:
+    figures = plan_run(settings, data)
+    columns = ("source", "format", "rows", "examples", "tokens", "supervised")
+    body = [(s["name"], s["format"], s["rows"], s["examples"], s["tokens"], f"{s['supervised_share']:.0%}") for s in figures.sources]
+    out().print(table("data" + (" (tokens from the cache)" if data.from_cache else ""), columns, body))
+    lost = [e for e in data.ledger.entries() if e.reason]
+    for entry in lost:
+        note(f"{entry.source}: {entry.rows:,} rows {entry.stage}: {entry.reason}")
+    note(
+        f"{figures.steps:,} steps of about {figures.mean_tokens_per_step:,.0f} tokens, {figures.supervised_share:.0%} supervised; "
+        f"packing leaves {figures.packing_waste:.1%} empty; learning rate {sparkline(figures.learning_rates[::3])}"
+    )
+
+
+def report(prepared: RunTrainer, result: TrainResult, recipe: str) -> None:
+    """How the run ended, and what to type next."""
+    folder = prepared.run.path
+    speed = result.progress.supervised_tokens / max(result.seconds, 1e-9) if prepared.start.step == 0 else None
+    note(f"{result.reason}: step {result.progress.step} of {prepared.trainer.num_steps}, {duration(result.seconds)}")
+    if speed:
+        tokens = result.progress.tokens / max(result.seconds, 1e-9)
+        note(f"{tokens:,.0f} tokens/s, {speed:,.0f} supervised tokens/s, evaluation and saving included")
+    if result.heldout_loss is not None:
+        note(f"held-out loss {result.heldout_loss:.4f}")
+    if result.interrupted:
+        out().print(f"Saved. Go on with:  chatwright train {folder} --resume")
+    else:
+        out().print(f"Chat with it:  chatwright chat {folder}")

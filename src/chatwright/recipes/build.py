@@ -1,0 +1,159 @@
+"""The program in five build lines: recipe → data → model → trainer → train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chatwright.batches.collate import collate
+from chatwright.batches.loader import StepLoader
+from chatwright.batches.packed_batch import PackedBatch
+from chatwright.checkpoints.store import latest_checkpoint
+from chatwright.errors import CheckpointError
+from chatwright.optim.master_optimizer import MasterOptimizer
+from chatwright.optim.schedules import multipliers
+from chatwright.packing.plan import plan_packs
+from chatwright.recipes.data import RunData
+from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.saving import CheckpointWriter, restore
+from chatwright.runtime import RunFolder, Runtime, compute_dtype
+from chatwright.settings import dump_yaml
+from chatwright.train.hooks import Hook, MetricsHook, ProgressHook, TensorBoardHook, WandbHook
+from chatwright.train.objectives import Objective, next_token_nll
+from chatwright.train.trainer import Progress, Trainer, TrainResult
+
+
+@dataclass(frozen=True, slots=True)
+class RunTrainer:
+    """A trainer with its run folder and the point to start from; `train()` runs it."""
+
+    trainer: Trainer
+    run: RunFolder
+    start: Progress
+    resumed_from: Path | None
+
+    def train(self) -> TrainResult:
+        """Train to the end of the plan (see `Trainer.train`)."""
+        try:
+            return self.trainer.train(self.start)
+        finally:
+            self.run.close()
+
+
+def heldout_packs(data: RunData, settings: RunSettings, runtime: Runtime) -> list[PackedBatch]:
+    """The held-out examples in packs, in the order of the data."""
+    if not len(data.heldout):
+        return []
+    packing = settings.packing.model_copy(update={"by": "tokens", "shuffle": False})
+    plan = plan_packs(data.heldout.lengths, packing, seed=0, epochs=1, name_of=data.heldout.name)
+    return [collate(data.heldout, plan.pack(index)).to(runtime.device) for index in range(plan.num_packs)]
+
+
+def learning_rate_multipliers(settings: RunSettings, data: RunData) -> list[float]:
+    """The schedule's multiplier of every planned step, by the planned fraction of supervised weight."""
+    return multipliers(settings.schedule, data.plan.step_sums(data.store.weight_sums).tolist())
+
+
+def build_optimizer(settings: RunSettings, model: nn.Module, dtype: torch.dtype) -> MasterOptimizer:
+    """Cast the model to its compute dtype; the optimizer keeps the trainable parameters at full precision."""
+    exact = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.to(dtype)
+    optimizer = MasterOptimizer(model.named_parameters(), settings.optimizer)
+    optimizer.load_masters(exact)
+    return optimizer
+
+
+def build_trainer(
+    settings: RunSettings,
+    data: RunData,
+    model: ModelSetup,
+    runtime: Runtime,
+    *,
+    resume: bool = False,
+    objective: Objective = next_token_nll,
+    hooks: Sequence[Hook] = (),
+    show_progress: bool = True,
+) -> RunTrainer:
+    """Put a run together.
+
+    Args:
+        resume: go on from the run folder's newest complete checkpoint; a run without one begins anew.
+        objective: what a step minimizes; a user's own callable of the same shape.
+        hooks: a user's own hooks, called after the built-in ones.
+
+    Raises:
+        UserError: the run folder holds a run already and `resume` is False.
+        CheckpointError: what is there was made by another recipe, model or template.
+    """
+    run = RunFolder.create(settings.out, dump_yaml(settings), resume=resume, ranks=runtime)
+    dtype = compute_dtype(settings.train.dtype, runtime.device)
+    optimizer = build_optimizer(settings, model.model, dtype)
+    checkpoint = latest_checkpoint(run.path, verify="full") if resume else None
+    start = Progress()
+    if checkpoint is not None:
+        start = restore(checkpoint, optimizer, data, runtime)
+    if runtime.is_main:
+        run.truncate_after(start.step)
+    writer = CheckpointWriter(settings, data, model, optimizer, run, runtime, parent=checkpoint)
+    schedule = learning_rate_multipliers(settings, data)
+    trainer = Trainer(
+        model=model.model,
+        objective=objective,
+        optimizer=optimizer,
+        steps_from=lambda step: StepLoader(
+            data.store, data.plan, runtime.rank, runtime.world_size, runtime.device, start_step=step, pad_to=_pad_to(settings, runtime)
+        ),
+        num_steps=data.plan.num_steps,
+        schedule=schedule.__getitem__,
+        settings=settings.train,
+        runtime=runtime,
+        save=writer.save,
+        heldout=heldout_packs(data, settings, runtime),
+        hooks=(*_own_hooks(settings, run, runtime, show_progress), *hooks),
+    )
+    return RunTrainer(trainer, run, start, checkpoint)
+
+
+def _pad_to(settings: RunSettings, runtime: Runtime) -> int | None:
+    """On an accelerator every pack has the same number of tokens, so that kernels and memory are reused."""
+    return settings.packing.tokens_per_pack if runtime.device.type != "cpu" and settings.packing.by == "tokens" else None
+
+
+def _own_hooks(settings: RunSettings, run: RunFolder, runtime: Runtime, show_progress: bool) -> list[Hook]:
+    if not runtime.is_main:
+        return []
+    hooks: list[Hook] = [MetricsHook(run, settings.train.log_every)]
+    if show_progress:
+        hooks.append(ProgressHook())
+    if settings.tracking.tensorboard:
+        hooks.append(TensorBoardHook(run))
+    if settings.tracking.wandb_project:
+        hooks.append(WandbHook(run, settings.tracking.wandb_project, settings.model_dump(mode="json")))
+    return hooks
+
+
+def open_run(name: str) -> Path:
+    """The folder of a run, checked.
+
+    Raises:
+        CheckpointError: it holds no complete checkpoint.
+    """
+    path = Path(name)
+    if latest_checkpoint(path) is None:
+        raise CheckpointError("holds no complete checkpoint", place=name, hint="train it first: chatwright train RECIPE")
+    return path
+
+
+def build_all(settings: RunSettings, runtime: Runtime, **options: Any) -> RunTrainer:
+    """Data, model and trainer of a recipe in one call."""
+    from chatwright.recipes.data import build_data
+    from chatwright.recipes.model import build_model
+
+    data = build_data(settings)
+    return build_trainer(settings, data, build_model(settings, data.text, runtime), runtime, **options)

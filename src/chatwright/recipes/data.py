@@ -1,0 +1,148 @@
+"""From a recipe to tokens: conversations, template, token store, packing plan and ledger. No weights are touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chatwright.batches.token_cache import TokenStore
+from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
+from chatwright.errors import DataError
+from chatwright.inspection.ledger import Ledger
+from chatwright.inspection.plan_counts import count_plan
+from chatwright.packing.plan import PackPlan, plan_packs
+from chatwright.recipes.rendering import EntryInfo, Rendered, data_fingerprint, render_entries
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.template_record import stored_template_settings
+from chatwright.templates.template import Template, TemplateSettings, load_template
+from chatwright.templates.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextSetup:
+    """The model's folder with the tokenizer and template that everything else uses."""
+
+    resolved: ResolvedModel
+    template: Template
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The template's tokenizer, with any token that it added."""
+        return self.template.tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Everything a trainer or a plan needs to know of the data.
+
+    Args:
+        text: model folder, tokenizer and template.
+        store: training examples. plan: their packs and steps.
+        heldout: held-out examples, never trained on; empty for none.
+        entries: what each data entry gave. entry_index: int64 `[n]`, the entry of each training example.
+        ledger: counted, named reasons for all that was left out.
+        from_cache: the tokens were read from the cache, not rendered anew.
+    """
+
+    text: TextSetup
+    store: TokenStore
+    plan: PackPlan
+    heldout: TokenStore
+    entries: tuple[EntryInfo, ...]
+    entry_index: np.ndarray
+    ledger: Ledger
+    from_cache: bool
+
+
+def prepare_text(settings: RunSettings) -> TextSetup:
+    """Find the model and load its tokenizer and template (no weights).
+
+    A model that Chatwright trained keeps the template it was trained with, unless the recipe sets another.
+
+    Raises:
+        ModelError: there is no such model. TemplateError: its template can't be used as asked.
+    """
+    resolved = resolve_model(settings.model)
+    stored = stored_template_settings(resolved.text_folder)
+    chosen = stored if stored is not None and settings.template == TemplateSettings() else settings.template
+    tokenizer = TextTokenizer.load(resolved.text_folder)
+    return TextSetup(resolved, load_template(tokenizer, chosen))
+
+
+def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) -> RunData:
+    """Read, render, check lengths, and plan.
+
+    Args:
+        settings: the recipe.
+        sources: rows in memory by name (lists, iterators, `datasets.Dataset`, or `Conversation`s), in
+            place of the recipe's `data`.
+
+    Raises:
+        DataError: a bad row, a row with nothing to train, over-long rows, or no rows at all.
+    """
+    text = prepare_text(settings)
+    rendered, from_cache = _rendered(settings, text.template, sources)
+    store, ledger = rendered.store, rendered.ledger
+    if not len(store):
+        raise DataError("no row is left to train on", source=", ".join(entry.name for entry in rendered.entries))
+    plan = plan_packs(
+        store.lengths,
+        settings.packing,
+        seed=settings.train.seed,
+        epochs=settings.train.epochs,
+        max_steps=settings.train.max_steps,
+        name_of=store.name,
+    )
+    names = [entry.name for entry in rendered.entries]
+    count_plan(ledger, plan, store.lengths, names, rendered.entry_index)
+    ledger.check()
+    return RunData(
+        text, store, plan, rendered.heldout, rendered.entries, rendered.entry_index, ledger, from_cache
+    )
+
+
+def _rendered(
+    settings: RunSettings, template: Template, sources: Mapping[str, Any] | None
+) -> tuple[Rendered, bool]:
+    """The rendered examples, from the cache where the same data, tokenizer, template and policy were seen before."""
+    key = None if sources is not None else data_fingerprint(settings, template)
+    if key is None:
+        return render_entries(settings, template, sources), False
+    folder = cache_folder() / "tokens" / key[:32]
+    cached = _read_cache(folder, key)
+    if cached is not None:
+        return cached, True
+    rendered = render_entries(settings, template, None)
+    _write_cache(folder, key, rendered)
+    return rendered, False
+
+
+def _write_cache(folder: Path, key: str, rendered: Rendered) -> None:
+    """Keep rendered tokens; `facts.json` is written last, and a folder without it is no cache."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rendered.store.save(folder / "train", key)
+    rendered.heldout.save(folder / "heldout", key)
+    np.save(folder / "entry_index.npy", rendered.entry_index)
+    facts = {"entries": [asdict(entry) for entry in rendered.entries], "ledger": rendered.ledger.to_dict()}
+    aside = folder / "facts.tmp"
+    aside.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    aside.rename(folder / "facts.json")
+
+
+def _read_cache(folder: Path, key: str) -> Rendered | None:
+    if not (folder / "facts.json").is_file():
+        return None
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    try:
+        store, heldout = TokenStore.load(folder / "train", key), TokenStore.load(folder / "heldout", key)
+    except DataError:
+        return None  # damaged or of another version: rendered anew, and written over
+    entries = tuple(EntryInfo(**entry) for entry in facts["entries"])
+    return Rendered(store, heldout, entries, np.load(folder / "entry_index.npy"), Ledger.from_dict(facts["ledger"]))

@@ -1,0 +1,91 @@
+"""From a recipe to a model ready to train: weights, grown vocabulary, adapter, trained token rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from chatwright.adapters.lora import attach_lora
+from chatwright.adapters.peft_files import load_peft
+from chatwright.adapters.token_rows import attach_token_rows
+from chatwright.checkpoints.imports import ResolvedModel
+from chatwright.errors import ConfigError, ModelError
+from chatwright.models.foreign import load_any
+from chatwright.models.transformer import CausalLM
+from chatwright.models.vocabulary import init_token_rows, resize_vocab
+from chatwright.recipes.data import TextSetup
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.template_record import RECORD_NAME
+from chatwright.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSetup:
+    """A model ready to train.
+
+    Args:
+        model: float32 (or float64) parameters; the optimizer makes the compute copies.
+        adapted: names of the layers that carry an adapter; empty for full fine-tuning.
+        fresh_rows: token ids whose rows were made new.
+    """
+
+    model: nn.Module
+    adapted: tuple[str, ...]
+    fresh_rows: tuple[int, ...]
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def load_weights(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """The model of a resolved folder, with its adapter applied where it has one."""
+    model = load_any(resolved.folder, dtype=dtype, device=device)
+    if resolved.adapter is not None:
+        load_peft(model, resolved.adapter)
+    return model
+
+
+def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> ModelSetup:
+    """Load the weights and make them ready for the recipe.
+
+    Raises:
+        ModelError: the folder's weights can't be used. ConfigError: an adapter pattern matches nothing.
+    """
+    precision = torch.float64 if settings.train.dtype == "float64" else torch.float32
+    resolved, seed = text.resolved, settings.train.seed
+    if resolved.adapter is not None and settings.adapter is None:
+        raise ConfigError(
+            ["adapter: the model is an adapter on a base; set adapter to train it on, or `chatwright export --merge` it first"],
+            source=settings.model,
+        )
+    model = load_weights(resolved, precision, runtime.device)
+    fresh = _fresh_rows(text)
+    if isinstance(model, CausalLM):
+        if text.tokenizer.vocab_size > model.config.vocab_size:
+            resize_vocab(model, text.tokenizer.vocab_size)
+        if fresh:
+            init_token_rows(model, fresh, seed)
+    elif fresh:
+        raise ModelError(
+            "this architecture runs through transformers, where new token rows can't be trained",
+            place=settings.model,
+            hint="use the model's own template with template.tools: auto or none",
+        )
+    adapted: tuple[str, ...] = ()
+    if settings.adapter is not None and resolved.adapter is None:
+        adapted = tuple(attach_lora(model, settings.adapter, seed=seed))
+        if fresh:
+            attach_token_rows(model, fresh, seed)
+    model.train()
+    return ModelSetup(model, adapted, fresh)
+
+
+def _fresh_rows(text: TextSetup) -> tuple[int, ...]:
+    """Control tokens that the base model never learned; none where the model was already trained with them."""
+    record: Path = text.resolved.text_folder / RECORD_NAME
+    return () if record.is_file() else tuple(text.template.trained_token_ids)

@@ -1,0 +1,159 @@
+"""What a run would do, without touching a weight: rows, tokens, steps, learning rates, parameters, memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chatwright.models.config import DecoderConfig, flops_per_token, num_parameters
+from chatwright.models.families import config_from_hf
+from chatwright.models.weights import read_config
+from chatwright.recipes.build import learning_rate_multipliers
+from chatwright.recipes.data import RunData
+from chatwright.recipes.run_settings import RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """The figures of a planned run. Memory in bytes; learning rates of up to 60 evenly spaced steps."""
+
+    rows: int
+    examples: int
+    heldout_examples: int
+    tokens_per_epoch: int
+    supervised_tokens_per_epoch: int
+    supervised_share: float
+    longest_example: int
+    epochs: float
+    steps: int
+    packs: int
+    tokens: int
+    supervised_tokens: int
+    packing_waste: float
+    mean_tokens_per_step: float
+    learning_rates: list[float]
+    parameters: int | None
+    trainable_parameters: int | None
+    training_flops: float | None
+    memory: dict[str, int] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
+    """The plan's figures.
+
+    Raises:
+        ModelError: the model's configuration can't be read.
+    """
+    store, plan = data.store, data.plan
+    lengths = store.lengths
+    steps_tokens, steps_supervised = plan.step_sums(lengths), plan.step_sums(store.supervised_counts)
+    rates = np.array(learning_rate_multipliers(settings, data)) * settings.optimizer.learning_rate
+    shown = np.unique(np.linspace(0, len(rates) - 1, min(60, len(rates))).astype(int))
+    config = _decoder_config(data)
+    parameters = num_parameters(config) if config else None
+    trainable = _trainable(settings, config, data) if config else None
+    mean_length = float(lengths.mean())
+    return RunPlan(
+        rows=sum(entry.num_rows for entry in data.entries),
+        examples=len(store),
+        heldout_examples=len(data.heldout),
+        tokens_per_epoch=store.num_tokens,
+        supervised_tokens_per_epoch=int(store.supervised_counts.sum()),
+        supervised_share=float(store.supervised_counts.sum() / store.num_tokens),
+        longest_example=int(lengths.max()),
+        epochs=settings.train.epochs,
+        steps=plan.num_steps,
+        packs=plan.num_packs,
+        tokens=int(steps_tokens.sum()),
+        supervised_tokens=int(steps_supervised.sum()),
+        packing_waste=plan.waste(lengths).fraction,
+        mean_tokens_per_step=float(steps_tokens.mean()),
+        learning_rates=[float(rates[index]) for index in shown],
+        parameters=parameters,
+        trainable_parameters=trainable,
+        training_flops=3 * flops_per_token(config, mean_length) * float(steps_tokens.sum()) if config else None,
+        memory=_memory(settings, config, data, trainable or 0) if config else {},
+        sources=_sources(data),
+    )
+
+
+def _decoder_config(data: RunData) -> DecoderConfig | None:
+    """The model's shapes; None for architectures that run through transformers."""
+    from chatwright.errors import ModelError
+
+    raw = read_config(data.text.resolved.folder)
+    try:
+        return config_from_hf(raw)
+    except ModelError:
+        return None
+
+
+def _trainable(settings: RunSettings, config: DecoderConfig, data: RunData) -> int:
+    if settings.adapter is None:
+        return num_parameters(config)
+    fresh = len(data.text.template.trained_token_ids) * config.hidden_size
+    per_layer = _linear_shapes(config)
+    targets = settings.adapter.targets
+    chosen = [
+        (n_in, n_out)
+        for name, (n_in, n_out) in per_layer.items()
+        if "all-linear" in targets or any(name in target or target in name for target in targets)
+    ]
+    return config.num_layers * sum(settings.adapter.rank * (n_in + n_out) for n_in, n_out in chosen) + fresh
+
+
+def _linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """The linear layers of one decoder layer: name → (inputs, outputs)."""
+    d, f = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention = {"q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d)}
+    return {**attention, "gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d)}
+
+
+def _memory(settings: RunSettings, config: DecoderConfig, data: RunData, trainable: int) -> dict[str, int]:
+    """An estimate in bytes: weights, masters, gradients, moments, activations kept for the backward, and the loss."""
+    low = settings.train.dtype in ("auto", "bfloat16", "float16")
+    width = 2 if low else {"float32": 4, "float64": 8}[settings.train.dtype]
+    tokens = min(settings.packing.tokens_per_pack, int(data.plan.step_sums(data.store.lengths).max()))
+    d, f = config.hidden_size, config.intermediate_size
+    per_token_layer = 6 * d + 2 * config.num_heads * config.head_dim + 2 * config.num_kv_heads * config.head_dim + 3 * f
+    kept_layers = 1 if settings.train.activation_checkpointing else config.num_layers
+    activations = tokens * width * (per_token_layer * kept_layers + d * config.num_layers)
+    moments = 2 if settings.optimizer.name == "adamw8bit" else 8
+    estimate = {
+        "weights": num_parameters(config) * width,
+        "masters": trainable * 4 if low else 0,
+        "gradients": trainable * 4,
+        "optimizer": trainable * moments,
+        "activations": activations,
+        "loss": 64 * 2**20 + (config.vocab_size * d * 4 if settings.adapter is None else 0),
+    }
+    return {**estimate, "total": sum(estimate.values())}
+
+
+def _sources(data: RunData) -> list[dict[str, Any]]:
+    rows = []
+    for number, entry in enumerate(data.entries):
+        mine = data.entry_index == number
+        tokens = int(data.store.lengths[mine].sum())
+        supervised = int(data.store.supervised_counts[mine].sum())
+        rows.append(
+            {
+                "name": entry.name,
+                "format": entry.format,
+                "rows": entry.num_rows,
+                "skipped": sum(entry.skipped.values()),
+                "examples": int(mine.sum()),
+                "tokens": tokens,
+                "supervised_tokens": supervised,
+                "supervised_share": supervised / max(tokens, 1),
+            }
+        )
+    return rows

@@ -1,0 +1,117 @@
+"""A run = stage + model + data + template + packing + adapter + optimizer + schedule + length.
+
+Every setting of a recipe stands here or in the settings class of the room it belongs to; nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from chatwright.adapters.settings import LoraSettings
+from chatwright.conversations.sources import DataSettings
+from chatwright.errors import ConfigError
+from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
+from chatwright.packing.plan import PackingSettings
+from chatwright.settings import Settings, apply_overrides, build, read_yaml
+from chatwright.templates.overflow import Overflow
+from chatwright.templates.template import TemplateSettings
+from chatwright.train.settings import TrainSettings
+
+
+class HeldoutSettings(Settings):
+    """What the held-out loss is measured on: a share of the training rows, or data of its own."""
+
+    share: float = Field(0.0, ge=0, lt=1)
+    data: tuple[DataSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> HeldoutSettings:
+        if self.share and self.data:
+            raise ValueError("give either heldout.share or heldout.data, not both")
+        return self
+
+
+class TrackingSettings(Settings):
+    """Trackers beside the run's own `metrics.jsonl`."""
+
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+
+class RunSettings(Settings):
+    """A whole recipe.
+
+    Args:
+        model: Hugging Face folder, hub name, run or checkpoint folder, GGUF file, or alias.
+        stage: `sft` trains the replies; `mid` trains every token of the conversations.
+        max_tokens: longest example in tokens; `overflow` says what happens to longer ones.
+        out: the run folder.
+    """
+
+    recipe_version: Literal[1] = 1
+    stage: Literal["sft", "mid"] = "sft"
+    model: str
+    data: tuple[DataSettings, ...] = ()
+    heldout: HeldoutSettings = HeldoutSettings()
+    template: TemplateSettings = TemplateSettings()
+    max_tokens: PositiveInt = 2048
+    overflow: Overflow = Overflow.ERROR
+    packing: PackingSettings = PackingSettings()
+    adapter: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    train: TrainSettings = TrainSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    out: str = "runs/sft"
+
+    @model_validator(mode="after")
+    def _examples_fit_a_pack(self) -> RunSettings:
+        if self.max_tokens > self.packing.tokens_per_pack:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) is more than packing.tokens_per_pack "
+                f"({self.packing.tokens_per_pack}); an example must fit a pack"
+            )
+        if self.train.evaluate_every and not (self.heldout.share or self.heldout.data):
+            raise ValueError("train.evaluate_every is set, but there is no held-out data: set heldout.share or heldout.data")
+        return self
+
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by shipped name.
+
+    Raises:
+        ConfigError: neither exists; lists the shipped names.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if name in shipped_recipes():
+        return shipped_recipes()[name]
+    known = ", ".join(shipped_recipes())
+    raise ConfigError([f"there is no recipe file {name!r}, and the shipped recipes are: {known}"], source=name)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
+    """Read a recipe by path or shipped name and apply `a.b=value` overrides.
+
+    Relative data paths are tried from the working folder first, then from the recipe's own folder.
+
+    Raises:
+        ConfigError: with every unknown or impossible setting at once.
+    """
+    path = find_recipe(name)
+    return build(RunSettings, apply_overrides(read_yaml(path), overrides), str(path))

@@ -1,0 +1,186 @@
+"""What a checkpoint of a run holds, and how a run goes on from one.
+
+A step folder is a loadable model (weights or adapter, tokenizer, chat template, stop ids) plus the
+training state and a manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from chatwright import __version__
+from chatwright.adapters.peft_files import save_peft
+from chatwright.checkpoints.lineage import model_hash
+from chatwright.checkpoints.manifest import Manifest, manifest_hash, read_manifest
+from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
+from chatwright.checkpoints.tensors import TrainingState, load_tensors, save_tensors
+from chatwright.errors import CheckpointError
+from chatwright.inspection.ledger import Ledger
+from chatwright.inspection.plan_counts import count_trained
+from chatwright.models.families import config_to_hf
+from chatwright.models.transformer import CausalLM
+from chatwright.models.weights import save_weights, weight_files
+from chatwright.optim.master_optimizer import MasterOptimizer
+from chatwright.recipes.data import RunData
+from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.template_record import save_template_record
+from chatwright.runtime import RunFolder, Runtime, determinism_tuple
+from chatwright.train.trainer import Progress
+
+HELDOUT_METRIC = "heldout_loss"
+ADAPTER_MASTERS = "adapter_masters.safetensors"
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints; rank 0 writes, the others wait."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        data: RunData,
+        model: ModelSetup,
+        optimizer: MasterOptimizer,
+        run: RunFolder,
+        runtime: Runtime,
+        parent: Path | None,
+    ) -> None:
+        self.settings, self.data, self.model = settings, data, model
+        self.optimizer, self.run, self.runtime = optimizer, run, runtime
+        self.parent = manifest_hash(parent) if parent is not None else None
+        self.base_hash = model_hash(data.text.resolved.folder) if runtime.is_main else None
+
+    def save(self, progress: Progress) -> Path:
+        """Save, mark the best, and delete what `keep_last` no longer keeps; returns the step's folder."""
+        folder = self.run.path / f"step-{progress.step:06d}"
+        if self.runtime.is_main:
+            self.run.sync()
+            folder = save_checkpoint(self.run.path, self._manifest(progress), lambda path: self._write(path, progress))
+            self.parent = manifest_hash(folder)
+            if progress.worse_evaluations == 0 and np.isfinite(progress.best_loss):
+                mark_best(self.run.path, folder, HELDOUT_METRIC)
+            keep(self.run.path, last=self.settings.train.keep_last)
+        self.runtime.barrier()
+        return folder
+
+    def _write(self, folder: Path, progress: Progress) -> None:
+        text = self.data.text
+        masters = self.optimizer.master_state()
+        if self.model.adapted or text.resolved.adapter is not None:
+            save_peft(self.model.model, folder, base_name=text.resolved.source, tensors=masters)
+            save_tensors(masters, folder / ADAPTER_MASTERS)
+        else:
+            save_weights(masters, folder)
+            (folder / "config.json").write_text(json.dumps(self._config(), indent=2) + "\n", encoding="utf-8")
+        save_template_record(folder, text.template)
+        TrainingState(
+            step=progress.step,
+            tokens=progress.tokens,
+            supervised_tokens=progress.supervised_tokens,
+            optimizer=self.optimizer.state_dict(),
+            counters={"progress": _plain(progress), "plan": self.data.plan.fingerprint()},
+            ledger=self._ledger(progress.step).to_dict(),
+        ).save(folder)
+
+    def _config(self) -> dict[str, object]:
+        """The Hugging Face config of the saved weights: float32, and the template's stop ids."""
+        template = self.data.text.template
+        model = self.model.model
+        config = config_to_hf(model.config) if isinstance(model, CausalLM) else model.hf_config()
+        stop = list(template.stop_ids)
+        tokens = {"bos_token_id": template.tokenizer.bos_id, "pad_token_id": template.tokenizer.pad_id}
+        dtype = str(next(iter(self.optimizer.master_state().values())).dtype).removeprefix("torch.")
+        return {**config, **tokens, "eos_token_id": stop if len(stop) != 1 else stop[0], "dtype": dtype}
+
+    def _ledger(self, step: int) -> Ledger:
+        """The data's ledger with what the finished steps trained."""
+        ledger = Ledger.from_dict(self.data.ledger.to_dict())
+        plan, store = self.data.plan, self.data.store
+        done = plan.members[: plan.pack_starts[plan.step_starts[step]]]
+        count_trained(ledger, done, store.lengths, [e.name for e in self.data.entries], self.data.entry_index)
+        ledger.check(finished=step == plan.num_steps)
+        return ledger
+
+    def _manifest(self, progress: Progress) -> Manifest:
+        text, settings = self.data.text, self.settings
+        finite = np.isfinite(progress.best_loss) and progress.worse_evaluations == 0
+        return Manifest(
+            step=progress.step,
+            stage=settings.stage,
+            tokens=progress.tokens,
+            supervised_tokens=progress.supervised_tokens,
+            parent=self.parent,
+            base_source=text.resolved.source,
+            base_hash=self.base_hash,
+            model=self._config(),
+            adapter=settings.adapter.model_dump(mode="json") if settings.adapter else None,
+            template_identity=text.template.identity,
+            tokenizer_identity=text.tokenizer.identity,
+            recipe=settings.model_dump(mode="json"),
+            versions=_versions(),
+            determinism=determinism_tuple(self.runtime, compiled=settings.train.compile),
+            metrics={HELDOUT_METRIC: progress.best_loss} if finite else {},
+            progress=_plain(progress),
+        )
+
+
+def _plain(progress: Progress) -> dict[str, object]:
+    """The loop's progress as JSON: infinity (no evaluation yet) is null."""
+    values = asdict(progress)
+    values["best_loss"] = progress.best_loss if np.isfinite(progress.best_loss) else None
+    return values
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
+    found = {"python": platform.python_version(), "chatwright": __version__}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def restore(checkpoint: Path, optimizer: MasterOptimizer, data: RunData, runtime: Runtime) -> Progress:
+    """Load masters and optimizer state into `optimizer`; returns where the run stood.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to other data, another template or another tokenizer.
+    """
+    state = TrainingState.load(checkpoint, runtime.device)
+    manifest = read_manifest(checkpoint)
+    text = data.text
+    same = {
+        "data or packing": (state.counters["plan"], data.plan.fingerprint()),
+        "template": (manifest.template_identity, text.template.identity),
+        "tokenizer": (manifest.tokenizer_identity, text.tokenizer.identity),
+    }
+    changed = [name for name, (then, now) in same.items() if then != now]
+    if changed:
+        raise CheckpointError(
+            f"the {' and '.join(changed)} changed since this checkpoint was saved; resuming would train something else",
+            place=str(checkpoint),
+            hint="restore the recipe and data, or begin a new run with --set out=OTHER",
+        )
+    optimizer.load_masters(read_masters(checkpoint))
+    optimizer.load_state_dict(dict(state.optimizer))
+    values = dict(state.counters["progress"])
+    values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
+    return Progress(**values)
+
+
+def read_masters(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trainable parameters of a checkpoint by name, in full precision."""
+    own = checkpoint / ADAPTER_MASTERS
+    tensors: dict[str, torch.Tensor] = {}
+    for path in [own] if own.is_file() else weight_files(checkpoint):
+        tensors |= load_tensors(path)[0]
+    return tensors

@@ -1,0 +1,170 @@
+"""What happens beside the training itself: logs, traces, progress, trackers. A user's own hook subclasses `Hook`."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatwright.errors import UserError
+from chatwright.runtime import RunFolder
+from chatwright.templates.rendered import ExampleKey
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One finished step, summed over ranks.
+
+    Args:
+        step: steps done, this one included. loss: mean per unit of weight.
+        tokens / supervised_tokens: of this step. seconds: its wall time.
+        examples: (key, sum of its tokens' losses, supervised tokens) of every example trained on.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    examples: tuple[tuple[ExampleKey, float, int], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Hook:
+    """Base of all hooks; every method does nothing until overridden. Called on the main rank only."""
+
+    def on_start(self, first_step: int, num_steps: int) -> None:
+        """Training begins with step `first_step` of `num_steps`."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """A step is done."""
+
+    def on_evaluation(self, step: int, heldout_loss: float) -> None:
+        """The held-out loss was measured after `step` steps."""
+
+    def on_save(self, folder: Path) -> None:
+        """A checkpoint is complete."""
+
+    def on_end(self, step: int) -> None:
+        """Training is over, finished or interrupted."""
+
+
+class MetricsHook(Hook):
+    """Appends each step to `metrics.jsonl` and its examples to `trace.jsonl`."""
+
+    def __init__(self, run: RunFolder, log_every: int = 1) -> None:
+        self.run = run
+        self.log_every = log_every
+
+    def on_step(self, record: StepRecord) -> None:
+        """Write the step's line, and the line that `chatwright trace` reads."""
+        examples = [[*key, round(total, 6), count] for key, total, count in record.examples]
+        self.run.append_trace({"step": record.step, "examples": examples})
+        if record.step % self.log_every == 0 or record.step == 1:
+            self.run.append_metrics(
+                {
+                    "step": record.step,
+                    "loss": record.loss,
+                    "learning_rate": record.learning_rate,
+                    "grad_norm": record.grad_norm,
+                    "tokens": record.tokens,
+                    "supervised_tokens": record.supervised_tokens,
+                    "supervised_share": record.supervised_tokens / max(record.tokens, 1),
+                    "seconds": round(record.seconds, 4),
+                    **record.metrics,
+                }
+            )
+
+    def on_evaluation(self, step: int, heldout_loss: float) -> None:
+        """Write the held-out loss as a line of its own."""
+        self.run.append_metrics({"step": step, "heldout_loss": heldout_loss})
+
+
+class TensorBoardHook(Hook):
+    """Scalars for TensorBoard under the run folder (extra `track`)."""
+
+    def __init__(self, run: RunFolder) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("tracking with TensorBoard needs it installed", hint="pip install tensorboard") from None
+        self.writer: Any = SummaryWriter(str(run.path / "tensorboard"))
+
+    def on_step(self, record: StepRecord) -> None:
+        """Loss, learning rate, gradient norm and speed."""
+        values = {"loss": record.loss, "learning_rate": record.learning_rate, "grad_norm": record.grad_norm}
+        values["supervised_tokens_per_second"] = record.supervised_tokens / max(record.seconds, 1e-9)
+        for name, value in (values | record.metrics).items():
+            self.writer.add_scalar(f"train/{name}", value, record.step)
+
+    def on_evaluation(self, step: int, heldout_loss: float) -> None:
+        """The held-out loss."""
+        self.writer.add_scalar("heldout/loss", heldout_loss, step)
+
+    def on_end(self, step: int) -> None:
+        """Close the event file."""
+        self.writer.close()
+
+
+class WandbHook(Hook):
+    """Weights & Biases (extra `track`); `WANDB_MODE=offline` works without a network."""
+
+    def __init__(self, run: RunFolder, project: str, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("tracking with wandb needs it installed", hint="pip install wandb") from None
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self.session: Any = wandb.init(project=project, dir=str(run.path), config=config, name=run.path.name, resume="allow")
+
+    def on_step(self, record: StepRecord) -> None:
+        """Loss, learning rate and gradient norm."""
+        values = {"loss": record.loss, "learning_rate": record.learning_rate, "grad_norm": record.grad_norm}
+        self.session.log(values | record.metrics, step=record.step)
+
+    def on_evaluation(self, step: int, heldout_loss: float) -> None:
+        """The held-out loss."""
+        self.session.log({"heldout_loss": heldout_loss}, step=step)
+
+    def on_end(self, step: int) -> None:
+        """Finish the session."""
+        self.session.finish()
+
+
+class ProgressHook(Hook):
+    """A progress bar with loss, rate and remaining time on a terminal, plain lines elsewhere."""
+
+    def __init__(self, description: str = "training") -> None:
+        from chatwright.console import ProgressLine
+
+        self.line = ProgressLine(description)
+        self.heldout: float | None = None
+        self.started = time.perf_counter()
+        self.supervised = 0
+        self.seconds = 0.0
+
+    def on_start(self, first_step: int, num_steps: int) -> None:
+        """Show the bar."""
+        self.line.start(done=first_step, total=num_steps)
+
+    def on_step(self, record: StepRecord) -> None:
+        """Move the bar; the rate is in supervised tokens per second over the whole run so far."""
+        self.supervised += record.supervised_tokens
+        self.seconds += record.seconds
+        rate = self.supervised / max(self.seconds, 1e-9)
+        note = f"loss {record.loss:.3f} · {rate:,.0f} supervised tokens/s"
+        if self.heldout is not None:
+            note += f" · held-out {self.heldout:.3f}"
+        self.line.update(record.step, note)
+
+    def on_evaluation(self, step: int, heldout_loss: float) -> None:
+        """Remember the held-out loss for the bar."""
+        self.heldout = heldout_loss
+
+    def on_end(self, step: int) -> None:
+        """Close the bar."""
+        self.line.stop()

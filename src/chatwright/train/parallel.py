@@ -1,0 +1,39 @@
+"""What is applied to a model from outside, in one order: activation checkpointing → compile → equal start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from chatwright.runtime import Runtime
+from chatwright.train.objectives import Objective
+from chatwright.train.settings import TrainSettings
+from chatwright.train.step import StepModule
+
+
+def prepare_module(model: nn.Module, objective: Objective, settings: TrainSettings, runtime: Runtime) -> nn.Module:
+    """Wrap the model for training; parameter names and the model's own code stay as they are.
+
+    Data parallelism needs no wrapper: gradients gather in one flat buffer that is all-reduced once a step.
+    """
+    owner: Any = model
+    if settings.activation_checkpointing:
+        owner.checkpoint_activations = True
+    module: nn.Module = StepModule(model, objective)
+    if settings.compile:
+        module.compile(dynamic=True)
+    share_parameters(model, runtime)
+    return module
+
+
+def share_parameters(model: nn.Module, runtime: Runtime) -> None:
+    """Give every rank rank 0's parameters, so that all start from the same bits."""
+    if runtime.world_size == 1:
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if runtime.rank != 0:
+                parameter.zero_()
+            runtime.all_reduce(parameter.data)
