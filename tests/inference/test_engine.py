@@ -151,6 +151,33 @@ def test_padded_columns_are_never_drawn(llama: CausalLM) -> None:
     assert max(max(reply.ids) for reply in replies) < 10
 
 
+def test_ids_that_only_a_controller_may_write_are_never_drawn(llama: CausalLM) -> None:
+    plain = Engine(llama, stop_ids=()).generate(PROMPTS, SamplingSettings(max_new_tokens=20))
+    favourites = sorted({token for reply in plain for token in reply.ids})[:3]
+    for temperature in (0.0, 1.0):
+        settings = SamplingSettings(max_new_tokens=20, temperature=temperature)
+        engine = Engine(llama, stop_ids=(), never_ids=favourites)
+        replies = engine.generate(PROMPTS, settings, ForceAfter(2, favourites))
+        assert all(reply.ids[2:5] == favourites for reply in replies)
+        assert not {token for reply in replies for token in reply.ids[:2] + reply.ids[5:]} & set(favourites)
+
+
+class EndAfter:
+    """Ends every reply after so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.left = tokens
+
+    def on_token(self, row: int, token_id: int) -> Sequence[int] | None:
+        self.left -= 1
+        return [] if self.left else None
+
+
+def test_a_controller_may_end_the_reply(llama: CausalLM) -> None:
+    reply = Engine(llama, stop_ids=()).generate([[1]], SamplingSettings(), EndAfter(4))[0]
+    assert len(reply.ids) == 4 and reply.stop_reason == "controller"
+
+
 def test_closing_the_stream_cancels_and_restores_the_mode(llama: CausalLM) -> None:
     llama.train()
     stream = Engine(llama, stop_ids=()).stream([[1], [1, 2]], SamplingSettings())

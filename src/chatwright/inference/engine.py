@@ -40,6 +40,7 @@ class Engine:
         model: the language model; its device and dtype are used as they are.
         stop_ids: tokens that end a reply.
         num_tokens: ids of the tokenizer; columns of the logits beyond it are padding and never drawn.
+        never_ids: further ids that are never drawn: those that only a controller may write.
         cache_bytes: memory for keys and values; as many rows run at once as fit, at least one.
         max_rows: bound on the rows that run at once, whatever fits.
         prefill_tokens: prompts are prefilled together up to this many tokens (one prompt always goes whole).
@@ -51,13 +52,14 @@ class Engine:
         *,
         stop_ids: Sequence[int],
         num_tokens: int | None = None,
+        never_ids: Sequence[int] = (),
         cache_bytes: int = 2**30,
         max_rows: int = 64,
         prefill_tokens: int = 4096,
     ) -> None:
         self.model = model
         self.stop_ids = frozenset(stop_ids)
-        self.num_tokens = num_tokens
+        self.num_tokens, self.never_ids = num_tokens, tuple(never_ids)
         self.cache_bytes, self.max_rows, self.prefill_tokens = cache_bytes, max_rows, prefill_tokens
 
     def generate(
@@ -92,12 +94,20 @@ class Engine:
                 which the model does not have, or logits that are not finite.
         """
         rows = self._rows(prompts, settings)
+        parameter = next(self.model.parameters())
+        never = torch.tensor(self.never_ids, device=parameter.device) if self.never_ids else None
         with _evaluating(self.model):
             for wave, capacity, num_slots in self._waves(rows):
-                parameter = next(self.model.parameters())
                 cache = KVCache(self.model.config, num_slots, capacity, parameter.dtype, parameter.device)
                 work = Wave(
-                    self.model, cache, settings, controller, self.stop_ids, self.num_tokens, self.prefill_tokens
+                    model=self.model,
+                    cache=cache,
+                    settings=settings,
+                    controller=controller,
+                    stop_ids=self.stop_ids,
+                    never=never,
+                    num_tokens=self.num_tokens,
+                    prefill_tokens=self.prefill_tokens,
                 )
                 yield from work.run(wave)
 

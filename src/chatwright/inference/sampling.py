@@ -67,6 +67,7 @@ def sample(
     steps: Sequence[int],
     *,
     num_tokens: int | None = None,
+    never: torch.Tensor | None = None,
     seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw the next token of each row.
@@ -75,18 +76,20 @@ def sample(
         logits: `[B, V]`, any float dtype; not changed.
         keys: B row keys (`row_key`). steps: B counters, the tokens that the row's reply already has.
         num_tokens: ids at and beyond it are never drawn (padded vocabularies); V by default.
+        never: int64 `[n]`, further ids that are never drawn.
         seen: bool `[B, V]`, the tokens that each row holds; needed where there is a repetition penalty.
 
     Returns:
         int64 `[B]`.
     """
-    scores = logits if num_tokens is None else logits[:, :num_tokens]  # [B, num_tokens]
+    scores = (logits if num_tokens is None else logits[:, :num_tokens]).float()  # [B, num_tokens]
+    if never is not None:
+        scores = scores.index_fill(-1, never, -torch.inf)
     if settings.repetition_penalty != 1.0:
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
-        scores = penalized(scores.float(), seen[:, : scores.shape[1]], settings.repetition_penalty)
+        scores = penalized(scores, seen[:, : scores.shape[1]], settings.repetition_penalty)
     if settings.temperature == 0.0:
-        return scores.argmax(dim=-1)
-    scores = scores.float()
+        return scores.max(dim=-1).indices  # as argmax, and faster
     scores = (scores - scores.amax(dim=-1, keepdim=True)) / settings.temperature
     scores = filtered(scores, settings)
     mass = torch.softmax(scores, dim=-1).cumsum(dim=-1, dtype=torch.float64)  # [B, num_tokens]
@@ -105,10 +108,10 @@ def filtered(scores: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
     """`[B, V]` float32 scores, −∞ for what top-k and then top-p leave out; ties with the last one kept stay in."""
     if settings.top_k is not None and settings.top_k < scores.shape[-1]:
         floor = scores.topk(settings.top_k, dim=-1).values[:, -1:]  # [B, 1]
-        scores = scores.masked_fill(scores < floor, -torch.inf)
+        scores = torch.where(scores < floor, -torch.inf, scores)
     if settings.top_p < 1.0:
         floor = _nucleus_floor(scores, settings.top_p)
-        scores = scores.masked_fill(scores < floor, -torch.inf)
+        scores = torch.where(scores < floor, -torch.inf, scores)
     return scores
 
 

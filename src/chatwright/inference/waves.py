@@ -19,15 +19,20 @@ from chatwright.layouts import SegmentLayout
 from chatwright.models.kv_cache import KVCache
 from chatwright.models.transformer import CausalLM
 
-StopReason = Literal["stop", "length"]
-"""`stop`: a stop token was drawn. `length`: `max_new_tokens` or the model's context is used up."""
+StopReason = Literal["stop", "length", "controller"]
+"""`stop`: a stop token was drawn. `length`: `max_new_tokens` or the model's context is used up.
+`controller`: the controller ended the reply."""
 
 
 class Controller(Protocol):
     """Watches the tokens of the replies and may force what comes next."""
 
-    def on_token(self, row: int, token_id: int) -> Sequence[int]:
-        """Called with each *drawn* token of prompt number `row` but the last; the reply goes on with the result."""
+    def on_token(self, row: int, token_id: int) -> Sequence[int] | None:
+        """Called with each *drawn* token of prompt number `row` but the last.
+
+        Returns:
+            Ids that follow the token in the reply, mostly none of them; None ends the reply.
+        """
 
 
 class StreamedToken(NamedTuple):
@@ -74,6 +79,7 @@ class Wave:
     settings: SamplingSettings
     controller: Controller | None
     stop_ids: frozenset[int]
+    never: torch.Tensor | None
     num_tokens: int | None
     prefill_tokens: int
     seen: torch.Tensor | None = None  # bool [slots, V], with a repetition penalty only
@@ -133,10 +139,10 @@ class Wave:
         )
         if len(flat) > len(rows):
             hidden = hidden[layout.cu_q[1:].long() - 1]  # [B, D], the last token of each row
-        logits = self.model.output_head().logits(hidden)  # [B, V]
+        logits = self.model.output_head().logits(hidden).float()  # [B, V]
         seen = self._mark_seen(slots, lengths, flat, logits.shape[-1])
         keys, steps = [row.key for row in rows], [row.made for row in rows]
-        ids = sample(logits, self.settings, keys, steps, num_tokens=self.num_tokens, seen=seen)
+        ids = sample(logits, self.settings, keys, steps, num_tokens=self.num_tokens, never=self.never, seen=seen)
         return ids.tolist(), chosen_log_probs(logits, ids).tolist()
 
     def _mark_seen(
@@ -154,14 +160,18 @@ class Wave:
     def _accept(self, row: Row, token: int, log_prob: float) -> list[StreamedToken]:
         """The drawn token and what the controller forces after it, as events; decides whether the row goes on."""
         row.pending, row.made = [token], row.made + 1
-        stopped = token in self.stop_ids
-        if not stopped and row.made < row.limit and self.controller is not None:
-            forced = list(self.controller.on_token(row.index, token))[: row.limit - row.made]
-            row.pending += forced
-            row.made += len(forced)
-        row.finished = stopped or row.made >= row.limit
-        events = [StreamedToken(row.index, row.pending[0], log_prob, None)]
+        reason: StopReason | None = "stop" if token in self.stop_ids else None
+        if reason is None and row.made < row.limit and self.controller is not None:
+            forced = self.controller.on_token(row.index, token)
+            if forced is None:
+                reason = "controller"
+            else:
+                row.pending += list(forced)[: row.limit - row.made]
+                row.made += len(row.pending) - 1
+        if reason is None and row.made >= row.limit:
+            reason = "length"
+        row.finished = reason is not None
+        events = [StreamedToken(row.index, token, log_prob, None)]
         events += [StreamedToken(row.index, forced_id, None, None) for forced_id in row.pending[1:]]
-        if row.finished:
-            events[-1] = events[-1]._replace(stop_reason="stop" if stopped else "length")
+        events[-1] = events[-1]._replace(stop_reason=reason)
         return events
