@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from chatwright.checkpoints.manifest import hash_file, in_threads
-from chatwright.errors import ModelError
+from chatwright.models.weights import read_config, weight_files
 
 # what a re-save by another program changes without changing the model
 _NO_PART = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype", "use_cache"}
@@ -21,13 +21,7 @@ def model_hash(folder: Path) -> str:
     Raises:
         ModelError: if the folder has no config.json or no safetensors weights.
     """
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not weights:
-        raise ModelError("has no model*.safetensors", place=str(folder), hint="give a Hugging Face model folder")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"can't be read: {error}", place=str(folder / "config.json")) from None
+    config, weights = read_config(folder), sorted(weight_files(folder))
     lines = [json.dumps({key: config[key] for key in sorted(config) if key not in _NO_PART}, sort_keys=True)]
     lines += [f"{path.name} {found}" for path, found in zip(weights, in_threads(hash_file, weights), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
