@@ -41,3 +41,23 @@ def test_nanochat_renders_as_the_reference(nanochat: Template) -> None:
         assert example.ids.tolist() == row["ids"], row["name"]
         assert (example.weights > 0).astype(int).tolist() == row["mask"], row["name"]
         assert nanochat.render_prompt(Conversation(messages[:-1])) == row["completion_prompt_ids"], row["name"]
+
+
+def test_minimind_labels_equal_the_reference_where_it_trains_the_line_break() -> None:
+    tokenizer = TextTokenizer.load(shared("data/tokenizers/minimind"))
+    as_minimind = load_template(
+        tokenizer, TemplateSettings(format="jinja", train_line_break_after_end=True, model_writes_thinking=True)
+    )
+    ours = load_template(tokenizer, TemplateSettings(format="jinja", model_writes_thinking=True))
+    for row in golden("minimind-labels.jsonl"):
+        conversation = Conversation(tuple(read_message(message) for message in row["conversations"]))
+        (example,) = as_minimind.render(conversation)
+        assert example.ids.tolist() == row["ids"], row["name"]
+        labels = [index if weight else -100 for index, weight in zip(example.ids, example.weights, strict=True)]
+        assert labels == row["labels"], row["name"]
+        (shorter,) = ours.render(conversation)
+        assert shorter.ids.tolist() == row["ids"]
+        turns = sum(message["role"] == "assistant" for message in row["conversations"])
+        assert shorter.num_supervised == example.num_supervised - turns
+        ends = [index for index, label in enumerate(labels) if label == tokenizer.eos_id]
+        assert len(ends) == turns and all(shorter.weights[end] and not shorter.weights[end + 1] for end in ends)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chatwright.templates.base import Template, TemplateSettings, TrainOn
+from chatwright.templates.jinja import JinjaTemplate
 from chatwright.templates.native import NATIVE_FORMATS, NativeTemplate
 from chatwright.templates.tokenizer import TextTokenizer
 
@@ -18,7 +19,7 @@ def _native(name: str) -> Maker:
     return lambda tokenizer, settings: NativeTemplate(name, tokenizer, settings)
 
 
-TEMPLATES: dict[str, Maker] = {**{name: _native(name) for name in NATIVE_FORMATS}}
+TEMPLATES: dict[str, Maker] = {"jinja": JinjaTemplate, **{name: _native(name) for name in NATIVE_FORMATS}}
 """Every format by name; a new one is one entry."""
 
 
