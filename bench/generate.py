@@ -2,9 +2,9 @@
 
     python bench/generate.py --batch 1 --batch 32 --dtype bfloat16 --threads 2
 
-Random weights by default (the speed is the same); `--model FOLDER` takes a Hugging Face folder. Decode only: the time of
-a run of one token is taken off. For one row also the rate at which weights are read, next to a plain read of as
-much memory, since that is the bound.
+Random weights by default (the speed is the same); `--model FOLDER` takes a Hugging Face folder. Decode only: the
+time of a run of one token is taken off. For one row also the rate at which weights are read, next to a plain read of
+as much memory, since that is the bound.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def measure(
         ids = torch.tensor(prompts, device=options.device)
         sampling = {"do_sample": options.temperature > 0, "temperature": options.temperature or None}
         bounds = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
-        return int(theirs.generate(ids, attention_mask=torch.ones_like(ids), **bounds, **sampling)[:, ids.shape[1] :].numel())
+        return int(
+            theirs.generate(ids, attention_mask=torch.ones_like(ids), **bounds, **sampling)[:, ids.shape[1] :].numel()
+        )
 
     with torch.inference_mode():
         runs = {"chatwright": our_run} | ({} if theirs is None else {"transformers": their_run})

@@ -1,0 +1,93 @@
+"""A growing reply as events to show: text and thinking piece by piece, tool calls and results whole.
+
+Every token is followed by a new parse with the template's own `parse_reply`, and only what can't change any more is
+given out: never half a UTF-8 character, never the beginning of a tool call as if it were text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chatwright.conversations.schema import Part, PartKind
+from chatwright.templates.base import Template
+from chatwright.templates.json_grammars import GRAMMAR_TAGS
+from chatwright.templates.tool_grammars import Mode
+
+_PIECEMEAL: tuple[PartKind, ...] = ("text", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEvent:
+    """Something to show: a piece of text or thinking, or a whole tool call or result."""
+
+    kind: PartKind
+    text: str
+    tool: str | None = None
+
+
+class ReplyReader:
+    """Reads one reply token by token.
+
+    Args:
+        template: parses the reply.
+        expects_calls: the conversation offers tools in JSON, so that a reply which begins with `{` may be a call.
+    """
+
+    def __init__(self, template: Template, expects_calls: bool = False) -> None:
+        self.template = template
+        self.expects_calls = expects_calls
+        self._ids: list[int] = []
+        self._state = template.grammar.start() if template.grammar else None
+        control = template.tokenizer.control_ids
+        self._tag_ids = {control[tag] for tag in GRAMMAR_TAGS if tag in control}
+        self._in_call = False
+        self._shown: dict[int, Part] = {}  # what was given out of each part
+
+    def feed(self, token_id: int) -> list[ChatEvent]:
+        """What one more token makes certain."""
+        self._ids.append(token_id)
+        if self._state:
+            self._state.feed(token_id)
+            self._in_call = self._state.mode is not Mode.TEXT
+        elif token_id in self._tag_ids:
+            self._in_call = True  # calls in JSON end the reply
+        return [] if self._in_call else self._news(final=False)
+
+    def finish(self) -> list[ChatEvent]:
+        """What was held back, once the reply is over."""
+        return self._news(final=True)
+
+    def _news(self, final: bool) -> list[ChatEvent]:
+        parts = self.template.parse_reply(self._ids).parts
+        events = []
+        for index, part in enumerate(parts):
+            piecemeal = part.kind in _PIECEMEAL
+            growing = piecemeal and not final and index == len(parts) - 1
+            text = self._certain(part.text) if growing else part.text
+            shown = self._shown.get(index)
+            before = shown.text if shown and shown.kind == part.kind else ""
+            if (shown and before == text) or (piecemeal and not text) or not text.startswith(before):
+                continue  # nothing new, or a decoder that rewrites earlier text: wait for the end
+            self._shown[index] = Part(part.kind, text)
+            events.append(ChatEvent(part.kind, text[len(before) :], part.tool))
+        return events
+
+    def _certain(self, text: str) -> str:
+        """The part of a growing text that no further token can change."""
+        if self._state is None:
+            if self.expects_calls and text.lstrip().startswith("{"):
+                return ""
+            text = _before_tags(text)
+        return text.rstrip("\ufffd").rstrip()
+
+
+def _before_tags(text: str) -> str:
+    """The text before the first tag of a tool call, or before what may become one at its end."""
+    ends = [text.find(tag) for tag in GRAMMAR_TAGS if tag in text]
+    if ends:
+        return text[: min(ends)]
+    longest = max(len(tag) for tag in GRAMMAR_TAGS) - 1
+    for start in range(max(0, len(text) - longest), len(text)):
+        if any(tag.startswith(text[start:]) for tag in GRAMMAR_TAGS):
+            return text[:start]
+    return text
