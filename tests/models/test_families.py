@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from configs import VARIANTS
-from segments import packed
+from model_variants import VARIANTS
+from random_segments import packed
 
 from chatwright.errors import ModelError
 from chatwright.models.config import num_parameters

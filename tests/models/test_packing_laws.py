@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from configs import VARIANTS
-from segments import distance, packed
+from model_variants import VARIANTS
+from random_segments import distance, packed
 
 from chatwright.layouts import SegmentLayout
 from chatwright.models.families import config_from_hf

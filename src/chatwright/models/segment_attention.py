@@ -1,17 +1,39 @@
-"""Attention kernels for flat segments: per segment through SDPA, never a T × T mask.
+"""Which attention kernel runs where, and those that work segment by segment: never a T × T mask.
 
 T flat tokens · L one segment's tokens · H query heads · G key/value heads · D head_dim · R cache rows.
+
+The rule, measured with `bench/attention.py` (SmolLM2-135M shapes, T = 2,048, forward + backward, ms a layer on one
+thread of a 2-core AMX machine, torch 2.13):
+
+    segment lengths     flash bf16   flash float32   blocks bf16
+    mixed 30–500              60.7            41.1          24.2
+    64 × 32                   50.1            13.1           6.0
+    32 × 64                   52.8            16.6           8.6
+    16 × 128                  55.4            24.1          11.9
+    8 × 256                   49.0            41.1          22.5
+    4 × 512                   60.0            73.0          39.7
+    2 × 1,024                 73.6           106.7          75.0
+
+Forward alone, flash bf16 is the fastest for all of them (3.5 to 14 ms). Hence: bf16 training on a CPU goes through
+blocks up to `BLOCKS_UP_TO` tokens a segment and longer segments through flash; all else on a CPU through flash.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
 from chatwright.layouts import SegmentLayout
+from chatwright.models.block_attention import block_attention
+from chatwright.models.block_plan import plan_blocks
+from chatwright.models.varlen_attention import can_run_varlen, varlen_attention
+
+BLOCKS_UP_TO = 768
+"""Tokens; beyond, blocks are no faster than flash and keep more memory (2 bytes a score)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +56,54 @@ def attend_segments(
     Returns:
         `[Tq, H, D]`.
     """
-    parts = zip(q.split(layout.lengths_q), k.split(layout.lengths_k), v.split(layout.lengths_k), strict=True)
-    return torch.cat([_attend_one(*part, scores) for part in parts])
+    if q.is_cuda and can_run_varlen(q, scores.soft_cap):
+        return varlen_attention(q, k, v, layout, scores.scale, scores.window)
+    if _blocks_are_faster(q, layout, scores):
+        window = scores.window if scores.window is not None and scores.window < layout.max_k else None
+        plan = plan_blocks(layout.lengths_q, q.shape[1], k.shape[1], window)
+        return block_attention(q, k, v, plan, scores.scale)
+    return _attend_runs(q, k, v, layout, scores)
 
 
-def _attend_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-    """One segment: `[Lq, H, D]`, `[Lk, G, D]` → `[Lq, H, D]`."""
-    num_q, num_k = q.shape[0], k.shape[0]
+def _blocks_are_faster(q: torch.Tensor, layout: SegmentLayout, scores: Scores) -> bool:
+    """The measured rule of this file's head."""
+    trains = torch.is_grad_enabled() and q.requires_grad and q.dtype is torch.bfloat16 and q.device.type == "cpu"
+    plain = layout.lengths_q == layout.lengths_k and scores.soft_cap is None
+    return trains and plain and layout.max_k <= BLOCKS_UP_TO and q.shape[0] > 0
+
+
+def _attend_runs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SegmentLayout, scores: Scores
+) -> torch.Tensor:
+    """One call for each run of neighbours with equal lengths."""
+    runs = [(lengths, len(list(run))) for lengths, run in groupby(zip(layout.lengths_q, layout.lengths_k, strict=True))]
+    sizes_k = [num_k * n for (_, num_k), n in runs]
+    q_parts = q.split([num_q * n for (num_q, _), n in runs])
+    parts = zip(q_parts, k.split(sizes_k), v.split(sizes_k), runs, strict=True)
+    out = [_attend_equal(q_, k_, v_, n, scores) for q_, k_, v_, (_, n) in parts if q_.shape[0]]
+    return torch.cat(out) if out else q.clone()
+
+
+def _attend_equal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n: int, scores: Scores) -> torch.Tensor:
+    """n segments of one length: `[n · Lq, H, D]`, `[n · Lk, G, D]` → `[n · Lq, H, D]`."""
+    q, k, v = (x.unflatten(0, (n, -1)).transpose(1, 2) for x in (q, k, v))  # [n, H, L, D]
+    num_q, num_k = q.shape[2], k.shape[2]
     mask = None
     if num_q != num_k or (scores.window is not None and scores.window < num_k) or scores.soft_cap is not None:
         mask = visible(num_q, num_k, scores.window, q.device)
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, L, D]
+    return _scaled_attention(q, k, v, mask, scores).transpose(1, 2).flatten(0, 1)
+
+
+def _scaled_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scores: Scores
+) -> torch.Tensor:
+    """`[B, H, Lq, D]`, `[B, G, Lk, D]` → `[B, H, Lq, D]`; no mask means causal."""
     if scores.soft_cap is not None:
-        return capped_attention(q, k, v, mask, scores)[0].transpose(0, 1)
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=mask is None and num_q > 1,
-        scale=scores.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        return capped_attention(q, k, v, mask, scores)
+    causal, grouped = mask is None and q.shape[2] > 1, q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scores.scale, enable_gqa=grouped
     )
-    return out[0].transpose(0, 1)
 
 
 def visible(num_q: int, num_k: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -100,8 +147,6 @@ def attend_decode(
     out = []
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         start = 0 if scores.window is None else max(0, length - scores.window)
-        seen = slice(start, length)
-        out.append(
-            _attend_one(q[i : i + 1], keys[row, seen], values[row, seen], Scores(scores.scale, None, scores.soft_cap))
-        )
+        k, v = (cached[row : row + 1, start:length].transpose(1, 2) for cached in (keys, values))  # [1, G, L, D]
+        out.append(_scaled_attention(q[None, i, :, None], k, v, None, scores)[:, :, 0])
     return torch.cat(out)
