@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from fakes import ModelThatLearnedByHeart, byte_tokenizer
@@ -68,7 +66,7 @@ def test_prompt_and_reply_are_the_ids_of_the_training_render(
     (example,) = template.render(DIALOGUE)
     prompt = Conversation(DIALOGUE.messages[:3])
     responder = Responder(make_engine(model, template), template, ToolBox())
-    turn_ids = [token for token in template.render_prompt(prompt)]
+    turn_ids = template.render_prompt(prompt)
     reply = responder.replies([prompt], SETTINGS)[0]
     assert reply.prompt_tokens + reply.reply_tokens == len(example.ids)
     (held,) = model.seen.values()

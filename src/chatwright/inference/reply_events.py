@@ -6,14 +6,18 @@ given out: never half a UTF-8 character, never the beginning of a tool call as i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatwright.conversations.schema import Part, PartKind
 from chatwright.templates.base import Template
 from chatwright.templates.json_grammars import GRAMMAR_TAGS
+from chatwright.templates.replies import THINK_CLOSE, THINK_OPEN
 from chatwright.templates.tool_grammars import Mode
 
 _PIECEMEAL: tuple[PartKind, ...] = ("text", "thinking")
+_PROMPT_END = 16
+"""Tokens at the end of a prompt in which an open thinking block would show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +34,28 @@ class ReplyReader:
 
     Args:
         template: parses the reply.
+        prompt: the ids before the reply; a template may end them in an open thinking block.
         expects_calls: the conversation offers tools in JSON, so that a reply which begins with `{` may be a call.
     """
 
-    def __init__(self, template: Template, expects_calls: bool = False) -> None:
+    def __init__(self, template: Template, prompt: Sequence[int] = (), expects_calls: bool = False) -> None:
         self.template = template
         self.expects_calls = expects_calls
         self._ids: list[int] = []
         self._state = template.grammar.start() if template.grammar else None
         control = template.tokenizer.control_ids
         self._tag_ids = {control[tag] for tag in GRAMMAR_TAGS if tag in control}
+        self._think_ids = (control.get(THINK_OPEN), control.get(THINK_CLOSE))
+        ending = template.tokenizer.decode(prompt[-_PROMPT_END:], with_control=True)
+        self._thinking = ending.rstrip().endswith(THINK_OPEN)
         self._in_call = False
         self._shown: dict[int, Part] = {}  # what was given out of each part
 
     def feed(self, token_id: int) -> list[ChatEvent]:
         """What one more token makes certain."""
         self._ids.append(token_id)
+        if token_id in self._think_ids:
+            self._thinking = token_id == self._think_ids[0]
         if self._state:
             self._state.feed(token_id)
             self._in_call = self._state.mode is not Mode.TEXT
@@ -58,7 +68,7 @@ class ReplyReader:
         return self._news(final=True)
 
     def _news(self, final: bool) -> list[ChatEvent]:
-        parts = self.template.parse_reply(self._ids).parts
+        parts = self._parts()
         events = []
         for index, part in enumerate(parts):
             piecemeal = part.kind in _PIECEMEAL
@@ -72,6 +82,15 @@ class ReplyReader:
             events.append(ChatEvent(part.kind, text[len(before) :], part.tool))
         return events
 
+    def _parts(self) -> list[Part]:
+        """The reply so far; a thinking block that is still open is parsed as text, and called by its name here."""
+        parts = list(self.template.parse_reply(self._ids).parts)
+        if parts and parts[0].kind == "text":
+            tagged = self._state is None and parts[0].text.startswith(THINK_OPEN)
+            if self._thinking or (tagged and THINK_CLOSE not in parts[0].text):
+                parts[0] = Part("thinking", parts[0].text.removeprefix(THINK_OPEN).removeprefix("\n"))
+        return parts
+
     def _certain(self, text: str) -> str:
         """The part of a growing text that no further token can change."""
         if self._state is None:
@@ -82,12 +101,12 @@ class ReplyReader:
 
 
 def _before_tags(text: str) -> str:
-    """The text before the first tag of a tool call, or before what may become one at its end."""
+    """The text before the first tag of a tool call, or before what may become a tag at its end."""
     ends = [text.find(tag) for tag in GRAMMAR_TAGS if tag in text]
     if ends:
         return text[: min(ends)]
-    longest = max(len(tag) for tag in GRAMMAR_TAGS) - 1
-    for start in range(max(0, len(text) - longest), len(text)):
-        if any(tag.startswith(text[start:]) for tag in GRAMMAR_TAGS):
+    tags = (*GRAMMAR_TAGS, THINK_OPEN, THINK_CLOSE)
+    for start in range(max(0, len(text) - max(len(tag) for tag in tags) + 1), len(text)):
+        if any(tag.startswith(text[start:]) for tag in tags):
             return text[:start]
     return text

@@ -62,9 +62,10 @@ class ChatReply:
 
 @dataclass(slots=True)
 class _Turn:
-    """A reply being made: `parts` of its finished rounds, `ids` of the round at work."""
+    """A reply being made: `parts` of its finished rounds, `prompt` and `ids` of the round at work."""
 
     conversation: Conversation
+    prompt: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     calls_run: int = 0
@@ -122,13 +123,14 @@ class Responder:
     def events(self, conversation: Conversation, settings: SamplingSettings) -> Generator[ChatEvent, None, ChatReply]:
         """The events of one reply as they come; the generator's value is the finished reply. Close it to cancel."""
         turn = _Turn(conversation)
-        reader = ReplyReader(self.template, bool(conversation.tools))
+        reader: ReplyReader | None = None
         results = 0
         for _, token in self._tokens([turn], settings):
+            reader = reader or ReplyReader(self.template, turn.prompt, bool(conversation.tools))
             yield from reader.feed(token.token_id)
             if token.stop_reason is not None:
                 yield from reader.finish()
-                reader = ReplyReader(self.template, bool(conversation.tools))
+                reader = None
                 if self.template.grammar is None:  # results of this round: no tokens of the reply spell them
                     done = [part for part in turn.parts if part.kind == "tool_result"]
                     yield from (ChatEvent(part.kind, part.text, part.tool) for part in done[results:])
@@ -141,7 +143,7 @@ class Responder:
         while open_turns:
             prompts = [self.template.render_prompt(turn.so_far()) for turn in open_turns]
             for turn, prompt in zip(open_turns, prompts, strict=True):
-                turn.prompt_tokens = turn.prompt_tokens or len(prompt)
+                turn.prompt, turn.prompt_tokens = prompt, turn.prompt_tokens or len(prompt)
             controller = _InTurnCalls(self, self.template.grammar, open_turns) if self.template.grammar else None
             for token in self.engine.stream(prompts, settings, controller):
                 turn = open_turns[token.row]
