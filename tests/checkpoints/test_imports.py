@@ -72,6 +72,7 @@ def test_an_adapter_comes_with_its_base(tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", str(base))
     resolved = resolve_model(adapter)
     assert (resolved.folder, resolved.adapter, resolved.text_folder) == (base, adapter, base)
+    assert resolved.source == str(base)
     (adapter / "tokenizer.json").write_text("{}")
     assert resolved.text_folder == adapter
     with pytest.raises(ModelError, match=r"an adapter itself(.|\n)*--merge"):

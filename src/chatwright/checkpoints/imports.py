@@ -33,7 +33,7 @@ class ResolvedModel:
 
     Args:
         folder: the Hugging Face folder with config and weights (of the base, for an adapter).
-        source: what `resolve_model` finds it by again, on this machine or with the same hub.
+        source: what `resolve_model` finds `folder` by again, on this machine or with the same hub.
         adapter: a PEFT folder to load on top, or None.
         checkpoint: the checkpoint of ours that it is, or None.
     """
@@ -174,7 +174,7 @@ def _on_base(adapter: Path, base_name: str, cache: Path) -> ResolvedModel:
     if base.adapter is not None:
         hint = f"merge the base first: `chatwright export {base_name} --merge --out …`"
         raise ModelError(f"adapts {base_name}, which is an adapter itself", place=str(adapter), hint=hint)
-    return ResolvedModel(base.folder, str(adapter), adapter=adapter)
+    return replace(base, adapter=adapter, checkpoint=None)
 
 
 def _from_hub(name: str, revision: str | None, cache: Path) -> ResolvedModel:
@@ -200,7 +200,7 @@ def _from_hub(name: str, revision: str | None, cache: Path) -> ResolvedModel:
     folder = Path(downloaded)
     pinned = f"hub:{name}@{folder.name}"  # the snapshot's folder is named by its commit
     if (folder / ADAPTER_CONFIG).is_file():
-        return replace(_on_base(folder, _peft_base(folder), cache), source=pinned)
+        return _on_base(folder, _peft_base(folder), cache)
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         hint = "choose a model with config.json and .safetensors weights"
         raise ModelError("holds no safetensors model", place=name, hint=hint)
