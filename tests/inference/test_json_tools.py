@@ -1,6 +1,8 @@
-"""Chat through a Hugging Face template with thinking and Hermes calls: results go through the template, in new turns."""
+"""Chat through a Hugging Face template with thinking and Hermes calls: results go through the template as new turns."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 from fakes import ModelThatLearnedByHeart, byte_tokenizer
@@ -15,14 +17,16 @@ from chatwright.tasks.registry import TASKS
 from chatwright.templates.template import Template, TemplateSettings, load_template
 
 HERMES = """\
-{%- if tools %}{{- '<|im_start|>system\\n' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endif %}
+{%- if tools %}{{- '<|im_start|>system\\n' }}
+{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endif %}
 {%- for message in messages %}
 {%- if message.role == 'assistant' %}
 {{- '<|im_start|>assistant\\n' }}
 {%- if message.reasoning_content %}{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}{%- endif %}
 {{- message.content }}
 {%- for call in message.tool_calls or [] %}
-{{- '\\n<tool_call>\\n' + ({'name': call.function.name, 'arguments': call.function.arguments} | tojson) + '\\n</tool_call>' }}
+{{- '\\n<tool_call>\\n' + ({'name': call.function.name, 'arguments': call.function.arguments} | tojson) }}
+{{- '\\n</tool_call>' }}
 {%- endfor %}
 {{- '<|im_end|>\\n' }}
 {%- elif message.role == 'tool' %}
@@ -115,7 +119,7 @@ def test_the_calculator_says_what_the_training_data_says(name: str) -> None:
     for split in ("train", "test"):
         for conversation in task.conversations(split, 300, 0):
             parts = [part for message in conversation.messages for part in message.parts]
-            for call, result in zip(parts, parts[1:], strict=False):
+            for call, result in pairwise(parts):
                 if call.kind == "tool_call":
                     calls += 1
                     assert result.kind == "tool_result"
