@@ -160,7 +160,7 @@ class JinjaTemplate(Template):
         turns = self._turns(conversation, TrainOn.ASSISTANT)
         scene = self._scene(turns, conversation)
         replies = self._found_replies(scene, turns, conversation, strict=False)
-        if turns[-1].message.role == "assistant":
+        if turns and turns[-1].message.role == "assistant":
             last = self._reply(scene, len(turns) - 1, turns, conversation)
             end = self._end(scene, last.text[last.start :], last.start, turns[-1], conversation)
             text, replies = last.text[: end.start], [*replies[:-1], last]

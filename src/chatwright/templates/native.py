@@ -139,7 +139,7 @@ class NativeTemplate(Template):
         """All turns and the header of the reply; a last assistant message stays open."""
         turns = self._turns(conversation, TrainOn.ASSISTANT)
         pieces = self._pieces(turns, conversation, TrainOn.ASSISTANT)
-        if turns[-1].message.role == "assistant":
+        if turns and turns[-1].message.role == "assistant":
             last_end = max(index for index, piece in enumerate(pieces) if piece.content == self._end)
             pieces = pieces[:last_end]
         else:
@@ -216,7 +216,7 @@ class NativeTemplate(Template):
 
 def _merge_system(turns: Sequence[Turn], conversation: Conversation) -> list[Turn]:
     """The turns with a leading system message put before the first user message's text."""
-    if turns[0].message.role != "system":
+    if not turns or turns[0].message.role != "system":
         return list(turns)
     if len(turns) < 2 or turns[1].message.role != "user":
         raise TemplateError(

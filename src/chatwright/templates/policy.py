@@ -44,14 +44,12 @@ def arrange_turns(
         default_system: the system message of a conversation that has none.
 
     Raises:
-        TemplateError: there is no message, or one that the model never writes is marked to be trained.
+        TemplateError: a message that the model never writes is marked to be trained.
     """
-    if not conversation.messages:
-        raise TemplateError("has no messages", place=place_of(conversation))
     messages = (fold_tool_turns if fold else unfold_tool_turns)(conversation.messages)
     origins = iter([(m, p) for m, message in enumerate(conversation.messages) for p in range(len(message.parts))])
     turns = [Turn(message, tuple(next(origins) for _ in message.parts)) for message in messages]
-    if default_system is not None and messages[0].role != "system":
+    if default_system is not None and (not messages or messages[0].role != "system"):
         turns.insert(0, Turn(Message.of("system", default_system), ((-1, -1),)))
     weights = turn_weights([turn.message for turn in turns], train_on, conversation)
     return [Turn(turn.message, turn.origins, weight) for turn, weight in zip(turns, weights, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from chatwright.settings import build
 from chatwright.templates.base import Template, TemplateSettings, TrainOn
 from chatwright.templates.jinja import JinjaTemplate
 from chatwright.templates.native import NATIVE_FORMATS, NativeTemplate
@@ -38,8 +39,9 @@ def load_template(
     settings = settings or TemplateSettings()
     if folder is not None:
         tokenizer = tokenizer.with_chat_templates(TextTokenizer.load(folder).chat_templates)
-    name = choose_format(tokenizer) if settings.format == "auto" else settings.format
-    return TEMPLATES[name](tokenizer, settings)
+    if settings.format == "auto":  # settled here, so that a saved model is loaded with the same format
+        settings = build(TemplateSettings, {**settings.model_dump(), "format": choose_format(tokenizer)}, "template")
+    return TEMPLATES[settings.format](tokenizer, settings)
 
 
 def choose_format(tokenizer: TextTokenizer) -> str:
