@@ -9,8 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chatwright.adapters.lora import adapted_layers, attach_lora
+from chatwright.adapters.peft_files import load_peft, save_peft
+from chatwright.adapters.settings import LoraSettings
+from chatwright.adapters.token_rows import attach_token_rows
 from chatwright.checkpoints.export import MARKER_NAME, export_model
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
+from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import Manifest
 from chatwright.checkpoints.store import save_checkpoint
 from chatwright.checkpoints.tensors import TrainingState, save_tensors
@@ -170,3 +175,50 @@ def test_an_adapter_stays_an_adapter_without_merge(tmp_path: Path) -> None:
     from_hub = ResolvedModel(tmp_path / "base", "hub:owner/name@0123", adapter=adapter)
     config = json.loads((export_model(from_hub, tmp_path / "out").folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "0123")
+
+
+def make_adapter(folder: Path) -> tuple[Path, CausalLM]:
+    """A base beside an adapter checkpoint with trained-looking weights and token rows, and the adapted model."""
+    save_model(init_model(tiny_config(), seed=0), folder / "base")
+    write_tokenizer(folder / "base")
+    model = load_model(folder / "base")
+    attach_lora(model, LoraSettings(rank=4), seed=1)
+    attach_token_rows(model, [5, 6], seed=2)
+    generator = torch.Generator().manual_seed(3)
+    for layer in adapted_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, 0.0, 0.05, generator=generator)
+    manifest = Manifest(step=1, stage="sft", base_source=str(folder / "base"), base_hash=model_hash(folder / "base"))
+
+    def write(path: Path) -> None:
+        save_peft(model, path, base_name=str(folder / "base"))
+        write_tokenizer(path)
+
+    return save_checkpoint(folder / "run", manifest, write), model
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_a_merged_adapter_is_a_plain_model(tmp_path: Path, dtype: str, bound: float) -> None:
+    checkpoint, adapted = make_adapter(tmp_path)
+    report = export_model(resolve_model(checkpoint), tmp_path / "out", dtype=dtype, merge=True)
+    lines = report.lines()
+    assert report.kind == "merged model" and "greedy agreement" in lines[1]
+    assert (len(lines) == 3 and "rounded to bfloat16: largest logit error" in lines[2]) == (dtype != "float32")
+    ids = torch.arange(2, 30)
+    expected = logits(adapted.eval(), ids)
+    plain, base = load_model(report.folder), load_model(tmp_path / "base")
+    assert (logits(plain, ids) - expected).norm() / expected.norm() < bound
+    assert (logits(base, ids) - expected).norm() / expected.norm() > 5 * bound, "the adapter does something"
+    config = json.loads((report.folder / "config.json").read_text())
+    assert config["dtype"] == dtype and config["vocab_size"] == 60
+    assert json.loads((report.folder / "generation_config.json").read_text())["eos_token_id"] == [0, 1]
+
+
+def test_an_exported_adapter_loads_again(tmp_path: Path) -> None:
+    checkpoint, adapted = make_adapter(tmp_path)
+    folder = export_model(resolve_model(checkpoint), tmp_path / "out").folder
+    resolved = resolve_model(folder)
+    assert resolved.folder == tmp_path / "base" and resolved.adapter == folder
+    model = load_model(resolved.folder)
+    load_peft(model, folder)
+    ids = torch.arange(2, 30)
+    assert torch.equal(logits(model.eval(), ids), logits(adapted.eval(), ids))

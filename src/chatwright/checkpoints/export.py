@@ -15,17 +15,19 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from chatwright.adapters.peft_files import WEIGHTS_NAME
 from chatwright.checkpoints.imports import ADAPTER_CONFIG, ResolvedModel
 from chatwright.checkpoints.manifest import manifest_hash
+from chatwright.checkpoints.merging import merge_adapter
 from chatwright.checkpoints.tensors import load_tensors
 from chatwright.errors import ModelError
+from chatwright.models.families import config_to_hf
 from chatwright.models.weights import read_config, save_weights, weight_files
 from chatwright.templates.tokenizer import TextTokenizer
 
 MARKER_NAME = "chatwright_export.json"
 ExportDtype = Literal["float32", "bfloat16", "float16"]
 
-_ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
 _TEXT_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -103,6 +105,11 @@ def _write_weights(resolved: ResolvedModel, folder: Path, dtype: str, merge: boo
     if resolved.adapter is not None and not merge:
         return "adapter", _write_adapter(resolved, resolved.adapter, folder), ()
     config = read_config(resolved.folder)
+    if resolved.adapter is not None:
+        model, notes = merge_adapter(resolved, getattr(torch, dtype))
+        tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+        _save(model.state_dict(), tokens | config_to_hf(model.config), folder, dtype)
+        return "merged model", dtype, notes
     tensors: dict[str, torch.Tensor] = {}
     for path in weight_files(resolved.folder):
         tensors |= load_tensors(path)[0]
@@ -112,7 +119,7 @@ def _write_weights(resolved: ResolvedModel, folder: Path, dtype: str, merge: boo
 
 def _write_adapter(resolved: ResolvedModel, adapter: Path, folder: Path) -> str:
     """Copy a PEFT folder, with its base under a name that peft can load."""
-    for name in _ADAPTER_FILES:
+    for name in (ADAPTER_CONFIG, WEIGHTS_NAME):
         shutil.copyfile(adapter / name, folder / name)
     path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -122,9 +129,7 @@ def _write_adapter(resolved: ResolvedModel, adapter: Path, folder: Path) -> str:
     else:
         config["base_model_name_or_path"] = str(resolved.folder)
     _write_json(path, config)
-    dtypes = {
-        str(tensor.dtype).removeprefix("torch.") for tensor in load_tensors(folder / _ADAPTER_FILES[1])[0].values()
-    }
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in load_tensors(folder / WEIGHTS_NAME)[0].values()}
     return " and ".join(sorted(dtypes))
 
 
