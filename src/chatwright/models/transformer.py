@@ -131,10 +131,20 @@ class CausalLM(nn.Module):
                 x = layer(x, tables[index], layout, view)
         return self.model.norm(x)
 
+    def new_cache(self, num_rows: int, capacity: int) -> KVCache:
+        """An empty cache in the model's dtype and on its device."""
+        weight = self.model.embed_tokens.weight
+        return KVCache(self.config, num_rows, capacity, weight.dtype, weight.device)
+
     def output_head(self) -> OutputHead:
-        """What makes logits of the hidden states."""
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return OutputHead(weight, soft_cap=self.config.final_soft_cap)
+        """What makes logits of the hidden states; trained token rows (adapters) stand in for the rows they replace."""
+        owner = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return OutputHead(
+            owner.weight,
+            soft_cap=self.config.final_soft_cap,
+            rows=getattr(owner, "token_ids", None),
+            row_weights=getattr(owner, "token_rows", None),
+        )
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
         """`[T, V]`: the naive form, for tests and small inputs."""

@@ -1,0 +1,31 @@
+"""Settings of low-rank adapters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from chatwright.settings import Settings
+
+ALL_LINEAR = "all-linear"
+"""The target that means every `nn.Linear` except the output head."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on linear layers.
+
+    Args:
+        rank: r, the width of the bottleneck.
+        alpha: strength of the update.
+        scaling: the update's factor: `standard` alpha/r, `rslora` alpha/√r (arXiv:2312.03732), `raw` alpha.
+        dropout: on the adapter's input, while training.
+        targets: `all-linear` (every linear layer but the output head), globs on module names, or name endings
+            such as `q_proj` or `mlp.*`. One that matches nothing is an error.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    scaling: Literal["standard", "rslora", "raw"] = "standard"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field((ALL_LINEAR,), min_length=1)
