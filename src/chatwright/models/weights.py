@@ -204,13 +204,14 @@ def save_model(
     """Write config.json and the weights so that transformers loads the folder.
 
     Args:
-        model: a `CausalLM` without unmerged adapters.
+        model: a `CausalLM` without unmerged adapters, or a `ForeignLM`, which saves itself.
         dtype: of the stored weights; None keeps the model's.
 
     Raises:
         ModelError: if the model holds tensors that a plain model hasn't, such as an adapter's.
     """
-    assert isinstance(model, CausalLM)
+    if not isinstance(model, CausalLM):
+        return model.save(folder, dtype, max_shard_bytes)  # type: ignore[operator]
     folder = Path(folder)
     with torch.device("meta"):
         plain = CausalLM(model.config).state_dict()

@@ -1,0 +1,135 @@
+"""Every attention kernel that runs here against plain attention in float64, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_segments import distance
+
+from chatwright.layouts import SegmentLayout
+from chatwright.models.block_attention import block_attention
+from chatwright.models.block_plan import plan_blocks
+from chatwright.models.config import Activation
+from chatwright.models.elementwise import apply_rope, gated, rms_norm
+from chatwright.models.segment_attention import BLOCKS_UP_TO, Scores, attend_segments, visible
+
+LENGTHS = (9, 1, 17, 300, 9, 64, 530, 12, 45, 3)
+
+
+def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int, ...], scores: Scores) -> torch.Tensor:
+    """Attention written out, one segment after another."""
+    out = []
+    for q_, k_, v_ in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+        groups = q.shape[1] // k.shape[1]
+        k_, v_ = k_.repeat_interleave(groups, 1), v_.repeat_interleave(groups, 1)
+        logits = torch.einsum("qhd,khd->hqk", q_, k_) * scores.scale
+        if scores.soft_cap is not None:
+            logits = scores.soft_cap * torch.tanh(logits / scores.soft_cap)
+        hidden = ~visible(len(q_), len(k_), scores.window, q.device)
+        out.append(torch.einsum("hqk,khd->qhd", logits.masked_fill(hidden, -torch.inf).softmax(-1), v_))
+    return torch.cat(out)
+
+
+def random_heads(tokens: int, dtype: torch.dtype, heads: int = 6, kv_heads: int = 2) -> list[torch.Tensor]:
+    """q, k, v that want gradients, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(tokens, heads, 16), (tokens, kv_heads, 16), (tokens, kv_heads, 16), (tokens, heads, 16)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def far(heads: list[torch.Tensor], out: torch.Tensor, lengths: tuple[int, ...], scores: Scores) -> list[float]:
+    """How far output and gradients are from those of `naive` in float64."""
+    q, k, v, grad = heads
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = naive(*exact, lengths, scores)
+    found = torch.autograd.grad(out, (q, k, v), grad)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    return [distance(a, b) for a, b in zip((out, *found), (expected, *wanted), strict=True)]
+
+
+@pytest.mark.parametrize("scores", [Scores(0.25), Scores(0.3, 40), Scores(0.25, 300), Scores(0.25, None, 2.0)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+def test_attention_is_exact(scores: Scores, dtype: torch.dtype, bound: float) -> None:
+    heads = random_heads(sum(LENGTHS), dtype)
+    out = attend_segments(*heads[:3], SegmentLayout.from_lengths(LENGTHS), scores)
+    assert max(far(heads, out, LENGTHS, scores)) < bound
+
+
+@pytest.mark.parametrize("window", [None, 40, 300])
+def test_blocks_are_closer_to_exact_gradients_than_the_flash_kernel(window: int | None) -> None:
+    heads, scores = random_heads(sum(LENGTHS), torch.bfloat16), Scores(0.25, window)
+    blocks = far(heads, block_attention(*heads[:3], plan_blocks(LENGTHS, 6, 2, window), 0.25), LENGTHS, scores)
+    assert max(blocks) < 0.005
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 600), min_size=1, max_size=12), st.sampled_from([None, 1, 7, 250]))
+def test_every_score_that_counts_stands_in_one_block(lengths: list[int], window: int | None) -> None:
+    """The plan alone, in exact arithmetic: flat rows come back, and each visible pair is met once."""
+    plan = plan_blocks(tuple(lengths), 4, 2, window)
+    tokens = sum(lengths)
+    assert torch.equal(plan.q_index[plan.q_inverse], torch.arange(tokens * 4))
+    assert torch.equal(plan.k_index[plan.k_inverse], torch.arange(tokens * 2))
+    assert len(plan.q_index) - len(plan.q_padding) == tokens * 4
+    met = torch.zeros(tokens, tokens, dtype=torch.int32)
+    real = torch.ones(len(plan.q_index), dtype=torch.bool)
+    real[plan.q_padding] = False
+    for block in plan.blocks:
+        rows, keys = block.last_row - block.first_row, block.last_row - block.first_key
+        mask = torch.zeros(rows, keys)
+        mask[:, keys - block.mask.shape[1] :] = block.mask
+        q_rows = plan.q_index[block.q_start :][: block.batch * 2 * rows].view(block.batch, 2, rows)[::2, 0] // 4
+        q_real = real[block.q_start :][: block.batch * 2 * rows].view(block.batch, 2, rows)[::2, 0]
+        k_rows = plan.k_index[block.k_start :][: block.batch * block.length].view(block.batch, -1)[::2] // 2
+        for q_row, is_real, k_row in zip(q_rows, q_real, k_rows[:, block.first_key : block.last_row], strict=True):
+            pairs = (mask == 0) & is_real[:, None]
+            i, j = pairs.nonzero(as_tuple=True)
+            met.index_put_((q_row[i], k_row[j]), met.new_ones(()), accumulate=True)
+    expected = torch.block_diag(*[visible(n, n, window, met.device).int() for n in lengths if n])
+    assert torch.equal(met, expected.to(met.dtype)) if tokens else not plan.blocks
+
+
+def test_long_segments_go_through_flash_and_agree() -> None:
+    lengths = (BLOCKS_UP_TO + 40, 30)
+    heads = random_heads(sum(lengths), torch.bfloat16)
+    out = attend_segments(*heads[:3], SegmentLayout.from_lengths(lengths), Scores(0.25))
+    assert max(far(heads, out, lengths, Scores(0.25))) < 0.01
+
+
+@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.006)])
+def test_elementwise_parts_are_exact(plus_one: bool, dtype: torch.dtype, bound: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+    x, weight, up, grad = make(700, 4, 64), make(64), make(700, 4, 64), make(700, 4, 64)
+    angles = torch.rand(700, 32, generator=generator).to(dtype).double()
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    activation = Activation.GELU_TANH if plus_one else Activation.SILU
+
+    def exact_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * (weight + plus_one)
+
+    def exact_rope(x: torch.Tensor) -> torch.Tensor:
+        turned = torch.complex(*x.chunk(2, -1)) * torch.complex(cos.double(), sin.double())[:, None]
+        return torch.cat([turned.real, turned.imag], -1)
+
+    def exact_gate(x: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gelu = torch.nn.functional.gelu(x, approximate="tanh")
+        return (gelu if plus_one else torch.nn.functional.silu(x)) * up
+
+    for ours, exact, inputs in (
+        (lambda x, w: rms_norm(x, w, 1e-5, plus_one), exact_norm, (x, weight)),
+        (lambda x: apply_rope(x, cos, sin), exact_rope, (x,)),
+        (lambda x, up: gated(x, up, activation), exact_gate, (x, up)),
+    ):
+        wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        found, expected = ours(*inputs), exact(*wide)
+        assert distance(found, expected) < bound
+        gradients = torch.autograd.grad(found, inputs, grad)
+        for a, b in zip(gradients, torch.autograd.grad(expected, wide, grad.double()), strict=True):
+            assert distance(a, b) < bound
