@@ -62,7 +62,7 @@ def attend_segments(
         window = scores.window if scores.window is not None and scores.window < layout.max_k else None
         plan = plan_blocks(layout.lengths_q, q.shape[1], k.shape[1], window)
         return block_attention(q, k, v, plan, scores.scale)
-    return _attend_runs(q, k, v, layout, scores)
+    return attend_runs(q, k, v, layout, scores)
 
 
 def _blocks_are_faster(q: torch.Tensor, layout: SegmentLayout, scores: Scores) -> bool:
@@ -72,10 +72,10 @@ def _blocks_are_faster(q: torch.Tensor, layout: SegmentLayout, scores: Scores) -
     return trains and plain and layout.max_k <= BLOCKS_UP_TO and q.shape[0] > 0
 
 
-def _attend_runs(
+def attend_runs(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SegmentLayout, scores: Scores
 ) -> torch.Tensor:
-    """One call for each run of neighbours with equal lengths."""
+    """The same through torch's own kernels: one call for each run of neighbours with equal lengths."""
     runs = [(lengths, len(list(run))) for lengths, run in groupby(zip(layout.lengths_q, layout.lengths_k, strict=True))]
     sizes_k = [num_k * n for (_, num_k), n in runs]
     q_parts = q.split([num_q * n for (num_q, _), n in runs])
