@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -109,7 +108,7 @@ def probe(render: Render, tokenizer: TextTokenizer, splitter: ControlSplitter, n
         ends=tuple(dict.fromkeys([_id(end), *call_end])),
         prefix="" if thinks else before,
         suffix="".join(cut.content for cut in splitter.split(after[: end.start], {}) if isinstance(cut.content, str)),
-        content=_edges(render([user, _reply(f"{_EDGE}{_WORD}{_EDGE}")], None, False), _WORD),
+        content=_edges(full, render([user, _reply(f"{_EDGE}{_WORD}{_EDGE}")], None, False), _WORD),
         thought=thought,
         thinking=thinking,
         tools=grammar,
@@ -168,27 +167,22 @@ def _control_before(splitter: ControlSplitter, before: str) -> bool:
     return any(isinstance(cut.content, int) for cut in splitter.split(rest, {}))
 
 
-def _edges(text: str, word: str) -> Edges:
-    """How a text of `line break, space, line break, word, the same` came through."""
-    before, _, after = text.partition(word)
-    left: Trim = "none" if before.endswith(_EDGE) else "newlines" if before.endswith(" \n") else "blanks"
-    right: Trim = "none" if after.startswith(_EDGE) else "newlines" if after.startswith("\n ") else "blanks"
-    return Edges(left, right)
+def _edges(plain: str, edged: str, word: str) -> Edges:
+    """How a word with `line break, space, line break` on either side came through, compared with the bare word."""
+    before, _, after = plain.partition(word)
+    edged_before, _, edged_after = edged.partition(word)
+    left: dict[str, Trim] = {before + _EDGE: "none", before + _EDGE.lstrip("\n"): "newlines"}
+    right: dict[str, Trim] = {_EDGE + after: "none", _EDGE.rstrip("\n") + after: "newlines"}
+    return Edges(left.get(edged_before, "blanks"), right.get(edged_after, "blanks"))
 
 
 def _probe_thinking(render: Render) -> tuple[bool, Edges]:
-    messages = [{"role": "user", "content": "Hi"}, _reply(_WORD, reasoning_content=f"{_EDGE}{_THOUGHT}{_EDGE}")]
-    text = render(messages, None, False)
-    if _THOUGHT not in text:
-        return False, Edges()
-    return True, _thought_edges(text)
-
-
-def _thought_edges(text: str) -> Edges:
-    """As `_edges`, with the line breaks that the template itself writes around a thought taken into account."""
-    block = re.search(rf"{re.escape(THINK_OPEN)}(.*?){re.escape(THINK_CLOSE)}", text, re.DOTALL)
-    inner = block[1] if block else text
-    return _edges(inner.removeprefix("\n").removesuffix("\n") if block else inner, _THOUGHT)
+    user = {"role": "user", "content": "Hi"}
+    plain, edged = (
+        render([user, _reply(_WORD, reasoning_content=thought)], None, False)
+        for thought in (_THOUGHT, f"{_EDGE}{_THOUGHT}{_EDGE}")
+    )
+    return (True, _edges(plain, edged, _THOUGHT)) if _THOUGHT in plain else (False, Edges())
 
 
 def _probe_tools(render: Render, splitter: ControlSplitter, name: str) -> tuple[str, bool, list[int]]:

@@ -105,7 +105,8 @@ class JinjaReplies:
             parts = list(self.inline.parse(ids).parts)
             return Message("assistant", tuple(_fill(self._without_frame(parts))))
         text, tag = self._tagged(ids)
-        thought, words = _split_thought(text, tag)
+        thinks = self.features.thinking or self.inline.think is not None
+        thought, words = _split_thought(text, tag) if thinks else (None, text)
         if thought is None:
             words = words.removeprefix(self.features.prefix)
         reading = JSON_GRAMMARS[self.features.tools](words, tag) if self._json else None

@@ -21,6 +21,10 @@ from chatwright.templates.tokenizer_files import TokenizerFiles, read_files, wri
 from chatwright.templates.twin import Place, build_twins, control_tokens, unknown_id
 
 
+SMALL_BATCH = 32
+"""Fewer texts than this are encoded one by one."""
+
+
 class TextTokenizer:
     """Text ↔ ids, with control tokens out of the reach of any text.
 
@@ -28,6 +32,7 @@ class TextTokenizer:
         control_ids: every added token, special or not, but for whitespace-only ones: content → id.
         control_names: id → content.
         bos_id, eos_id, pad_id: as the folder's files say, or None.
+        unknown_id: what the model gives to text it has no token for, or None.
         stop_ids: the end-of-sequence token and those of generation_config.json.
         chat_template: the folder's chat template, or None. chat_templates: all of them by name.
     """
@@ -42,10 +47,10 @@ class TextTokenizer:
         self.stop_ids: tuple[int, ...] = tuple(sorted({index for index in ends if index is not None}))
         self.chat_templates: dict[str, str] = dict(files.templates)
         self.chat_template: str | None = files.templates.get("default")
-        unknown = unknown_id(files.tokenizer)
+        self.unknown_id = unknown_id(files.tokenizer)
         # Text without a token becomes the model's own "unknown"; only where that id delimits something is it forbidden.
         delimiters = {*self.stop_ids, self.bos_id}
-        self._forbidden = frozenset(self.control_names) - ({unknown} - delimiters)
+        self._forbidden = frozenset(self.control_names) - ({self.unknown_id} - delimiters)
 
     @staticmethod
     def load(folder: str | Path) -> TextTokenizer:
@@ -115,8 +120,8 @@ class TextTokenizer:
         keys = [(id(self._twins[place]), text) for text, place in texts]
         for twin in {id(twin): twin for twin in self._twins.values()}.values():
             wanted = [text for owner, text in dict.fromkeys(keys) if owner == id(twin)]
-            for text, encoding in zip(wanted, twin.encode_batch_fast(wanted, add_special_tokens=False), strict=True):
-                known[id(twin), text] = self._checked(encoding.ids, text)
+            for text, ids in zip(wanted, _encode(twin, wanted), strict=True):
+                known[id(twin), text] = self._checked(ids, text)
         return [list(known[key]) for key in keys]
 
     def _checked(self, ids: list[int], text: str) -> list[int]:
@@ -180,7 +185,7 @@ class TextTokenizer:
 
     def normal_text(self, text: str, place: Place = Place.AFTER_CONTROL) -> str:
         """The text as it comes back from encoding and decoding; differs where the tokenizer normalizes."""
-        return self._decode_run(self.encode_placed([(text, place)])[0], place)
+        return self.decode(self.encode_placed([(text, place)])[0], place=place)
 
     def token_text(self, index: int) -> str:
         """One token as text for people: control tokens by name, broken characters by the vocabulary's own name."""
@@ -230,3 +235,10 @@ class TextTokenizer:
         """
         template = self.chat_template if chat_template is None else chat_template
         write_files(Path(folder), self._files, template, self.stop_ids if stop_ids is None else stop_ids)
+
+
+def _encode(twin: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids of each text: in one parallel batch, but for a few texts, which cost less than waking the threads."""
+    if len(texts) < SMALL_BATCH:
+        return [twin.encode(text, add_special_tokens=False).ids for text in texts]
+    return [encoding.ids for encoding in twin.encode_batch_fast(texts, add_special_tokens=False)]
