@@ -54,7 +54,8 @@ def test_world_size_without_torchrun_says_what_to_start(monkeypatch: pytest.Monk
 RANK_PROGRAM = """
 import sys, torch
 from chatwright.errors import UserError
-from chatwright.runtime import RunFolder, start_runtime
+from chatwright.run_folder import RunFolder
+from chatwright.runtime import start_runtime
 runtime = start_runtime("cpu", threads=1)
 tensor = torch.full((3,), float(runtime.rank + 1))
 runtime.all_reduce(tensor)

@@ -1,4 +1,4 @@
-"""Where a run happens: device and dtype, ranks, counter-based seeds, and the run folder with its metrics.
+"""Where a run happens: device and dtype, ranks, and counter-based seeds.
 
 World size 1 walks the same code as world size N: the same calls, without a process group behind them.
 This module knows nothing of models, data or losses.
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from chatwright.errors import CheckpointError, ModelError, UserError
+from chatwright.errors import ModelError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "npu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -204,191 +203,3 @@ def _device_name(device: torch.device) -> str:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = models[0] if models else platform.processor() or platform.machine()
     return f"{device.type} {name} {torch.backends.cpu.get_cpu_capability()}"
-
-
-class RunFolder:
-    """The folder of one run: `recipe.yaml`, `metrics.jsonl`, `trace.jsonl` and, beside them, its checkpoints.
-
-    Args:
-        path: an existing run folder; `create` makes one.
-        writes: False (ranks other than 0) turns the appenders into no-ops.
-    """
-
-    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
-        self.path = Path(path)
-        self.writes = writes
-        self._files: dict[str, IO[str]] = {}
-
-    @classmethod
-    def create(cls, path: str | Path, recipe: str, *, resume: bool = False, ranks: Runtime | None = None) -> RunFolder:
-        """Make the folder with `recipe` as its recipe.yaml, or open the one to resume.
-
-        Rank 0 does it, and every rank raises what it raised. Of two processes that create the same run, one fails.
-
-        Args:
-            recipe: YAML text. A resumed run keeps the recipe it has.
-            resume: continue the run that is there; when none is there, one is begun.
-            ranks: the `Runtime`, when there may be several ranks.
-
-        Raises:
-            UserError: if a run is there already and `resume` is False, or the folder can't be made.
-        """
-        folder = cls(path, writes=ranks is None or ranks.is_main)
-        problem: tuple[str, str] | None = folder._begin(recipe, resume) if folder.writes else None
-        if ranks is not None:
-            problem = ranks.broadcast_object(problem)
-        if problem is not None:
-            raise UserError(problem[0], place=str(folder.path), hint=problem[1])
-        return folder
-
-    def _begin(self, recipe: str, resume: bool) -> tuple[str, str] | None:
-        """Create or resume; (what is wrong, what to do next) where that can't be."""
-        another = "give another folder with `--set out=…`"
-        taken = ("holds a run already", f"continue it with `--resume`, or {another}")
-        if (self.path / "metrics.jsonl").exists() or (self.path / "recipe.yaml").exists():
-            return None if resume else taken
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "recipe.yaml", recipe, replace=False)
-        except FileExistsError:
-            return taken if self.path.is_dir() else ("is a file, not a folder", another)
-        except OSError as error:
-            return f"can't be made a run folder: {error.strerror or error}", another
-        return None
-
-    @property
-    def recipe_text(self) -> str:
-        """The YAML that the run was begun with.
-
-        Raises:
-            CheckpointError: if the folder has no recipe.yaml.
-        """
-        try:
-            return (self.path / "recipe.yaml").read_text(encoding="utf-8")
-        except OSError as error:
-            message = f"is no run folder: recipe.yaml: {error.strerror or error}"
-            raise CheckpointError(message, place=str(self.path), hint="give the folder of a run") from None
-
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl; a record of a step has the key `step`."""
-        self._append("metrics.jsonl", record)
-
-    def append_trace(self, record: Mapping[str, Any]) -> None:
-        """Add one line to trace.jsonl (what each step trained on)."""
-        self._append("trace.jsonl", record)
-
-    def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        if not self.writes:
-            return
-        if name not in self._files:
-            self._files[name] = (self.path / name).open("a", encoding="utf-8", buffering=1)
-        # line-buffered: the line is with the operating system before this returns
-        self._files[name].write(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n")
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; a last line that is half written is left out.
-
-        Raises:
-            CheckpointError: naming a damaged line before the last one.
-        """
-        path, records = self.path / "metrics.jsonl", list[dict[str, Any]]()
-        for number, (line, record) in enumerate(_lines(path) if path.exists() else (), start=1):
-            if record is not None:
-                records.append(record)
-            elif line.endswith(b"\n"):
-                hint = "resume the run (`--resume` drops damaged lines), or delete that line"
-                raise CheckpointError(f"damaged: {line[:60]!r}", place=f"{path}, line {number}", hint=hint)
-        return records
-
-    def truncate_after(self, step: int) -> int:
-        """Drop the metrics and trace records of every step > `step`, and lines that are half written.
-
-        A record without `step` stays. Each file is written aside and renamed: a kill in here loses nothing.
-
-        Returns:
-            how many lines were dropped.
-        """
-        if not self.writes:
-            return 0
-        self.close()
-        paths = [self.path / name for name in ("metrics.jsonl", "trace.jsonl")]
-        return sum(_truncate_lines(path, step) for path in paths if path.exists())
-
-    def sync(self) -> None:
-        """Force what was appended onto the disk: called before a checkpoint counts as saved."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
-
-    def close(self) -> None:
-        """Close the files; a later append opens them again."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-
-def write_whole(path: Path, text: str, *, replace: bool = True) -> None:
-    """Write a text file all at once: aside, synced, renamed. A reader sees the old file or the new one.
-
-    Raises:
-        FileExistsError: with `replace` False, if the file is there, also when another process made it just now.
-    """
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            aside.replace(path)
-        else:
-            _rename_new(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _rename_new(aside: Path, path: Path) -> None:
-    try:
-        path.hardlink_to(aside)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(str(path)) from None
-        aside.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types: 0-d tensors and numpy numbers become numbers, a number that is not finite null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line and its record; None for a damaged line and for a last one without its line break."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                record = None
-            yield line, record if isinstance(record, dict) else None
-
-
-def _truncate_lines(path: Path, step: int) -> int:
-    dropped = 0
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with aside.open("wb") as target:
-        for line, record in _lines(path):
-            if record is None or record.get("step", step) > step:
-                dropped += 1
-            else:
-                target.write(line)
-        target.flush()
-        os.fsync(target.fileno())
-    aside.replace(path)
-    return dropped

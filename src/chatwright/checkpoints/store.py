@@ -30,7 +30,7 @@ from chatwright.checkpoints.manifest import (
     record_files,
 )
 from chatwright.errors import CheckpointError
-from chatwright.runtime import write_whole
+from chatwright.run_folder import write_whole
 
 BEST_NAME = "best.json"
 _NAME = re.compile(r"step-(\d{6,})")

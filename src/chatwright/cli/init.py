@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from chatwright.console import note, out
+from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import load_conversations
-from chatwright.errors import UserError
+from chatwright.errors import TemplateError, UserError
 from chatwright.recipes.data import prepare_text
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.settings import build
@@ -20,10 +21,12 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
     """Look at up to 2,000 rows, choose lengths and steps to fit, and write the recipe."""
     path = Path(out_path)
     if path.exists() and not force:
-        raise UserError("this file exists already", place=out_path, hint="--force overwrites it, --out writes elsewhere")
+        raise UserError(
+            "this file exists already", place=out_path, hint="--force overwrites it, --out writes elsewhere"
+        )
     loaded = load_conversations(data, on_bad_row="skip", stop=SAMPLE)
-    has_tools = any(part.kind == "tool_call" for c in loaded.conversations for m in c.messages for part in m.parts)
-    template = {"tools": "add"} if has_tools and not _renders_tools(model, data, loaded.format) else {}
+    calling = [c for c in loaded.conversations if any(p.kind == "tool_call" for m in c.messages for p in m.parts)]
+    template = {"tools": "add"} if calling and not _renders(model, calling[0]) else {}
     raw = {"model": model, "data": [{"path": data, "format": loaded.format}], "template": template}
     text = prepare_text(build(RunSettings, raw, "init"))
     groups = text.template.render_many(loaded.conversations)
@@ -33,14 +36,19 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
     share = "0.05" if len(loaded.conversations) >= 40 else "0"
     lines = [
         f"# Written by `chatwright init` from {loaded.num_rows:,} rows of {data}: format {loaded.format},",
-        f"# {lengths.mean():.0f} tokens on average, {longest:,} in the longest. `chatwright plan {out_path}` shows the run.",
+        f"# {lengths.mean():.0f} tokens on average, {longest:,} in the longest.",
+        f"# `chatwright plan {out_path}` shows the run.",
         "recipe_version: 1",
         "stage: sft",
         f"model: {model}",
         "data:",
         f"  - {{path: {data}, format: {loaded.format}{', on_bad_row: skip' if loaded.skipped else ''}}}",
         f"heldout: {{share: {share}}}",
-        *([f"template: {{tools: add}}  # the data calls tools, and the model's own template has none"] if template else []),
+        *(
+            ["template: {tools: add}  # the data calls tools, and the model's own template has none"]
+            if template
+            else []
+        ),
         f"max_tokens: {max_tokens}",
         "overflow: error  # or drop, truncate, split_turns",
         f"packing: {{by: tokens, tokens_per_pack: {max(2048, max_tokens)}, packs_per_step: 1}}",
@@ -52,10 +60,17 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for field, count in loaded.skip_counts.items():
         note(f"{count:,} bad rows (field {field}) will be skipped")
-    out().print(f"wrote {out_path}\nSee what is trained:  chatwright inspect {out_path}\nTrain:               chatwright train {out_path}")
+    out().print(
+        f"wrote {out_path}\nSee what is trained:  chatwright inspect {out_path}\n"
+        f"Train:                chatwright train {out_path}"
+    )
 
 
-def _renders_tools(model: str, data: str, format_name: str) -> bool:
-    """Whether the model's own template can render tool calls."""
-    raw = {"model": model, "data": [{"path": data, "format": format_name}]}
-    return prepare_text(build(RunSettings, raw, "init")).template.renders_tools
+def _renders(model: str, conversation: Conversation) -> bool:
+    """Whether the model's own template can render the tool calls of a conversation."""
+    template = prepare_text(build(RunSettings, {"model": model}, "init")).template
+    try:
+        template.render(conversation)
+    except TemplateError:
+        return False
+    return True

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from chatwright.console import out
 from chatwright.conversations.schema import Conversation
-from chatwright.conversations.sources import DataSettings
 from chatwright.errors import ConfigError
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import prepare_text
@@ -57,9 +56,11 @@ def settings_for(data: str, model: str | None, overrides: Sequence[str]) -> RunS
     if data in shipped_recipes() or (data.endswith(RECIPE_ENDINGS) and _is_recipe(data)):
         return load_recipe(data, [*overrides, *([f"model={model}"] if model else [])])
     if model is None:
-        raise ConfigError(["--model is required to inspect data; it names the model whose template renders"], source="inspect")
+        raise ConfigError(
+            ["--model is required to inspect data; it names the model whose template renders"], source="inspect"
+        )
     entry = {"task": data.removeprefix("task:")} if data.startswith("task:") else {"path": data}
-    raw = {"model": model, "data": [DataSettings(**entry).model_dump(exclude_defaults=True)]}
+    raw = {"model": model, "data": [entry]}
     return build(RunSettings, apply_overrides(raw, overrides), "inspect")
 
 

@@ -23,8 +23,17 @@ def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
         return
     console = out()
     columns = ("source", "format", "rows", "skipped", "examples", "tokens", "supervised", "share")
-    body = [
-        (s["name"], s["format"], s["rows"], s["skipped"], s["examples"], s["tokens"], s["supervised_tokens"], f"{s['supervised_share']:.1%}")
+    body: list[tuple[object, ...]] = [
+        (
+            s["name"],
+            s["format"],
+            s["rows"],
+            s["skipped"],
+            s["examples"],
+            s["tokens"],
+            s["supervised_tokens"],
+            f"{s['supervised_share']:.1%}",
+        )
         for s in figures.sources
     ]
     console.print(table("data", columns, body))

@@ -6,7 +6,7 @@ import json
 
 from chatwright.console import out, table
 from chatwright.errors import CheckpointError
-from chatwright.runtime import RunFolder
+from chatwright.run_folder import RunFolder
 
 
 def run_trace(run: str, step: int, as_json: bool) -> None:
@@ -20,7 +20,13 @@ def run_trace(run: str, step: int, as_json: bool) -> None:
             place=str(folder.path),
         )
     rows = [
-        {"source": source, "row": row, "part": part, "loss": total / count if count else 0.0, "supervised_tokens": count}
+        {
+            "source": source,
+            "row": row,
+            "part": part,
+            "loss": total / count if count else 0.0,
+            "supervised_tokens": count,
+        }
         for source, row, part, total, count in record["examples"]
     ]
     rows.sort(key=lambda item: -float(item["loss"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from chatwright.cli.plan import sparkline
 from chatwright.console import duration, note, out, table
@@ -23,7 +24,7 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     try:
         if runtime.is_main:
             out().print(dump_yaml(settings).rstrip(), style="dim", markup=False, highlight=False)
-        prepared, data, model = prepare(settings, runtime, resume)
+        prepared = prepare(settings, runtime, resume).trainer
         result = prepared.train()
         if runtime.is_main:
             report(prepared, result, recipe)
@@ -31,7 +32,15 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
         runtime.close()
 
 
-def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> tuple[RunTrainer, RunData, ModelSetup]:
+class Prepared(NamedTuple):
+    """A run that is ready to train."""
+
+    trainer: RunTrainer
+    data: RunData
+    model: ModelSetup
+
+
+def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
     """Data, model and trainer, with a short account of each on the main rank."""
     data = build_data(settings)
     if runtime.is_main:
@@ -49,7 +58,7 @@ def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> tuple[RunT
             note(f"new token rows, trained: {' '.join(names)}")
         if prepared.resumed_from is not None:
             note(f"resuming from {prepared.resumed_from} (step {prepared.start.step})")
-    return prepared, data, model
+    return Prepared(prepared, data, model)
 
 
 def _short(names: Sequence[str]) -> str:
@@ -61,13 +70,17 @@ def _short(names: Sequence[str]) -> str:
 def _print_data(settings: RunSettings, data: RunData) -> None:
     figures = plan_run(settings, data)
     columns = ("source", "format", "rows", "examples", "tokens", "supervised")
-    body = [(s["name"], s["format"], s["rows"], s["examples"], s["tokens"], f"{s['supervised_share']:.0%}") for s in figures.sources]
+    body = [
+        (s["name"], s["format"], s["rows"], s["examples"], s["tokens"], f"{s['supervised_share']:.0%}")
+        for s in figures.sources
+    ]
     out().print(table("data" + (" (tokens from the cache)" if data.from_cache else ""), columns, body))
     lost = [e for e in data.ledger.entries() if e.reason]
     for entry in lost:
         note(f"{entry.source}: {entry.rows:,} rows {entry.stage}: {entry.reason}")
     note(
-        f"{figures.steps:,} steps of about {figures.mean_tokens_per_step:,.0f} tokens, {figures.supervised_share:.0%} supervised; "
+        f"{figures.steps:,} steps of about {figures.mean_tokens_per_step:,.0f} tokens, "
+        f"{figures.supervised_share:.0%} supervised; "
         f"packing leaves {figures.packing_waste:.1%} empty; learning rate {sparkline(figures.learning_rates[::3])}"
     )
 

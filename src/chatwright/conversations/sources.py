@@ -47,6 +47,7 @@ class DataSettings(Settings):
     path: str | None = None
     task: str | None = None
     task_options: dict[str, Any] = Field(default_factory=dict)
+    split: Literal["train", "test"] = "train"
     format: str = "auto"
     on_bad_row: BadRow = "error"
     start: int | None = Field(default=None, ge=0)

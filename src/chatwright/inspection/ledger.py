@@ -163,7 +163,8 @@ class Ledger:
 
     def table(self, title: str = "ledger") -> Table:
         """The ledger to print."""
-        rows = [(e.source, str(e.stage), e.rows, e.tokens or None, e.reason) for e in self.entries()]
+        lines = [entry for entry in self.entries() if entry.rows or entry.tokens]
+        rows = [(e.source, str(e.stage), e.rows, e.tokens or None, e.reason) for e in lines]
         return table(title, ("source", "stage", "rows", "tokens", "reason"), rows)
 
     def _of(self, stage: Stage, source: str | None) -> Iterator[Entry]:

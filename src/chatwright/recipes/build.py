@@ -22,7 +22,8 @@ from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.saving import CheckpointWriter, restore
-from chatwright.runtime import RunFolder, Runtime, compute_dtype
+from chatwright.run_folder import RunFolder
+from chatwright.runtime import Runtime, compute_dtype
 from chatwright.settings import dump_yaml
 from chatwright.train.hooks import Hook, MetricsHook, ProgressHook, TensorBoardHook, WandbHook
 from chatwright.train.objectives import Objective, next_token_nll
@@ -107,7 +108,13 @@ def build_trainer(
         objective=objective,
         optimizer=optimizer,
         steps_from=lambda step: StepLoader(
-            data.store, data.plan, runtime.rank, runtime.world_size, runtime.device, start_step=step, pad_to=_pad_to(settings, runtime)
+            data.store,
+            data.plan,
+            runtime.rank,
+            runtime.world_size,
+            runtime.device,
+            start_step=step,
+            pad_to=_pad_to(settings, runtime),
         ),
         num_steps=data.plan.num_steps,
         schedule=schedule.__getitem__,
@@ -122,7 +129,9 @@ def build_trainer(
 
 def _pad_to(settings: RunSettings, runtime: Runtime) -> int | None:
     """On an accelerator every pack has the same number of tokens, so that kernels and memory are reused."""
-    return settings.packing.tokens_per_pack if runtime.device.type != "cpu" and settings.packing.by == "tokens" else None
+    return (
+        settings.packing.tokens_per_pack if runtime.device.type != "cpu" and settings.packing.by == "tokens" else None
+    )
 
 
 def _own_hooks(settings: RunSettings, run: RunFolder, runtime: Runtime, show_progress: bool) -> list[Hook]:
@@ -146,7 +155,9 @@ def open_run(name: str) -> Path:
     """
     path = Path(name)
     if latest_checkpoint(path) is None:
-        raise CheckpointError("holds no complete checkpoint", place=name, hint="train it first: chatwright train RECIPE")
+        raise CheckpointError(
+            "holds no complete checkpoint", place=name, hint="train it first: chatwright train RECIPE"
+        )
     return path
 
 

@@ -19,7 +19,7 @@ from chatwright.inspection.plan_counts import count_plan
 from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.recipes.rendering import EntryInfo, Rendered, data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.recipes.template_record import stored_template_settings
+from chatwright.recipes.template_record import RECORD_NAME, stored_template_settings
 from chatwright.templates.template import Template, TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
 
@@ -35,6 +35,11 @@ class TextSetup:
     def tokenizer(self) -> TextTokenizer:
         """The template's tokenizer, with any token that it added."""
         return self.template.tokenizer
+
+    @property
+    def trained_before(self) -> bool:
+        """Whether the model was trained by Chatwright, and so knows its template's control tokens."""
+        return (self.resolved.text_folder / RECORD_NAME).is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +107,10 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) 
     names = [entry.name for entry in rendered.entries]
     count_plan(ledger, plan, store.lengths, names, rendered.entry_index)
     ledger.check()
-    return RunData(
-        text, store, plan, rendered.heldout, rendered.entries, rendered.entry_index, ledger, from_cache
-    )
+    return RunData(text, store, plan, rendered.heldout, rendered.entries, rendered.entry_index, ledger, from_cache)
 
 
-def _rendered(
-    settings: RunSettings, template: Template, sources: Mapping[str, Any] | None
-) -> tuple[Rendered, bool]:
+def _rendered(settings: RunSettings, template: Template, sources: Mapping[str, Any] | None) -> tuple[Rendered, bool]:
     """The rendered examples, from the cache where the same data, tokenizer, template and policy were seen before."""
     key = None if sources is not None else data_fingerprint(settings, template)
     if key is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from chatwright.adapters.lora import attach_lora
+from chatwright.adapters.lora import adapted_layers, attach_lora
 from chatwright.adapters.peft_files import load_peft
 from chatwright.adapters.token_rows import attach_token_rows
 from chatwright.checkpoints.imports import ResolvedModel
@@ -18,7 +17,6 @@ from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import init_token_rows, resize_vocab
 from chatwright.recipes.data import TextSetup
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.recipes.template_record import RECORD_NAME
 from chatwright.runtime import Runtime
 
 
@@ -60,32 +58,43 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
     resolved, seed = text.resolved, settings.train.seed
     if resolved.adapter is not None and settings.adapter is None:
         raise ConfigError(
-            ["adapter: the model is an adapter on a base; set adapter to train it on, or `chatwright export --merge` it first"],
+            [
+                "adapter: the model is an adapter on a base; set adapter to train it on, "
+                "or merge it first with `chatwright export --merge`"
+            ],
             source=settings.model,
         )
     model = load_weights(resolved, precision, runtime.device)
     fresh = _fresh_rows(text)
-    if isinstance(model, CausalLM):
-        if text.tokenizer.vocab_size > model.config.vocab_size:
-            resize_vocab(model, text.tokenizer.vocab_size)
-        if fresh:
-            init_token_rows(model, fresh, seed)
-    elif fresh:
-        raise ModelError(
-            "this architecture runs through transformers, where new token rows can't be trained",
-            place=settings.model,
-            hint="use the model's own template with template.tools: auto or none",
-        )
-    adapted: tuple[str, ...] = ()
+    _make_room(model, text, settings.model)
+    adapted: tuple[str, ...] = tuple(adapted_layers(model))
     if settings.adapter is not None and resolved.adapter is None:
         adapted = tuple(attach_lora(model, settings.adapter, seed=seed))
         if fresh:
             attach_token_rows(model, fresh, seed)
+    elif fresh and isinstance(model, CausalLM):
+        init_token_rows(model, fresh, seed)
     model.train()
     return ModelSetup(model, adapted, fresh)
 
 
+def _make_room(model: nn.Module, text: TextSetup, name: str) -> None:
+    """Grow the vocabulary for tokens that the template added.
+
+    Raises:
+        ModelError: the architecture runs through transformers, where new rows can't be made or trained.
+    """
+    if isinstance(model, CausalLM):
+        if text.tokenizer.vocab_size > model.config.vocab_size:
+            resize_vocab(model, text.tokenizer.vocab_size)
+    elif text.template.trained_token_ids:
+        raise ModelError(
+            "this architecture runs through transformers, where new token rows can't be trained",
+            place=name,
+            hint="use the model's own template with template.tools: auto or none",
+        )
+
+
 def _fresh_rows(text: TextSetup) -> tuple[int, ...]:
     """Control tokens that the base model never learned; none where the model was already trained with them."""
-    record: Path = text.resolved.text_folder / RECORD_NAME
-    return () if record.is_file() else tuple(text.template.trained_token_ids)
+    return () if text.trained_before else tuple(text.template.trained_token_ids)

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
+from chatwright.adapters.lora import attach_lora
+from chatwright.errors import ModelError
 from chatwright.models.config import DecoderConfig, flops_per_token, num_parameters
 from chatwright.models.families import config_from_hf
+from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import read_config
 from chatwright.recipes.build import learning_rate_multipliers
 from chatwright.recipes.data import RunData
@@ -78,7 +82,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         learning_rates=[float(rates[index]) for index in shown],
         parameters=parameters,
         trainable_parameters=trainable,
-        training_flops=3 * flops_per_token(config, mean_length) * float(steps_tokens.sum()) if config else None,
+        training_flops=flops_per_token(config, mean_length) * float(steps_tokens.sum()) if config else None,
         memory=_memory(settings, config, data, trainable or 0) if config else {},
         sources=_sources(data),
     )
@@ -86,8 +90,6 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
 
 def _decoder_config(data: RunData) -> DecoderConfig | None:
     """The model's shapes; None for architectures that run through transformers."""
-    from chatwright.errors import ModelError
-
     raw = read_config(data.text.resolved.folder)
     try:
         return config_from_hf(raw)
@@ -96,25 +98,15 @@ def _decoder_config(data: RunData) -> DecoderConfig | None:
 
 
 def _trainable(settings: RunSettings, config: DecoderConfig, data: RunData) -> int:
+    """Trained parameters, counted on a model without memory (torch's meta device)."""
     if settings.adapter is None:
         return num_parameters(config)
-    fresh = len(data.text.template.trained_token_ids) * config.hidden_size
-    per_layer = _linear_shapes(config)
-    targets = settings.adapter.targets
-    chosen = [
-        (n_in, n_out)
-        for name, (n_in, n_out) in per_layer.items()
-        if "all-linear" in targets or any(name in target or target in name for target in targets)
-    ]
-    return config.num_layers * sum(settings.adapter.rank * (n_in + n_out) for n_in, n_out in chosen) + fresh
-
-
-def _linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """The linear layers of one decoder layer: name → (inputs, outputs)."""
-    d, f = config.hidden_size, config.intermediate_size
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention = {"q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d)}
-    return {**attention, "gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d)}
+    with torch.device("meta"):
+        model = CausalLM(config)
+        attach_lora(model, settings.adapter, seed=0)
+    rows = 0 if data.text.trained_before else len(data.text.template.trained_token_ids)
+    ends = 1 if config.tied else 2
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) + rows * config.hidden_size * ends
 
 
 def _memory(settings: RunSettings, config: DecoderConfig, data: RunData, trainable: int) -> dict[str, int]:

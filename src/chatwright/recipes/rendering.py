@@ -154,12 +154,15 @@ def _render(
     ledger.count(name, Stage.EXPANDED, len(rendered) - len(conversations))
     ledger.count(name, Stage.RENDERED, len(rendered), _tokens(rendered))
     kept = _trainable(rendered, entry, template, ledger, name)
-    fitted = fit(kept, settings.max_tokens, settings.overflow, template)
+    fitted = fit(kept, settings.max_tokens, settings.overflow, template, conversations, policy)
     for drop in fitted.drops:
         ledger.count(name, Stage.DROPPED, 1, drop.tokens, drop.reason)
     for cut in fitted.cuts:
         ledger.count(name, Stage.CUT, 1, cut.tokens, cut.reason)
-    ledger.count(name, Stage.SPLIT, fitted.num_added)
+    lost = sum(record.tokens for record in (*fitted.drops, *fitted.cuts))
+    repeated = _tokens(fitted.kept) + lost - _tokens(kept)  # a system prompt stands in every part of a split example
+    assert repeated == 0 or fitted.num_added, "fitting changed examples without saying so"
+    ledger.count(name, Stage.SPLIT, fitted.num_added, repeated)
     ledger.count(name, Stage.KEPT, len(fitted.kept), _tokens(fitted.kept))
     return list(fitted.kept)
 

@@ -76,7 +76,9 @@ class RunSettings(Settings):
                 f"({self.packing.tokens_per_pack}); an example must fit a pack"
             )
         if self.train.evaluate_every and not (self.heldout.share or self.heldout.data):
-            raise ValueError("train.evaluate_every is set, but there is no held-out data: set heldout.share or heldout.data")
+            raise ValueError(
+                "train.evaluate_every is set, but there is no held-out data: set heldout.share or heldout.data"
+            )
         return self
 
 

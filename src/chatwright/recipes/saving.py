@@ -32,7 +32,8 @@ from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import save_template_record
-from chatwright.runtime import RunFolder, Runtime, determinism_tuple
+from chatwright.run_folder import RunFolder
+from chatwright.runtime import Runtime, determinism_tuple
 from chatwright.train.trainer import Progress
 
 HELDOUT_METRIC = "heldout_loss"

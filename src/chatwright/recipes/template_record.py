@@ -38,7 +38,9 @@ def stored_template_settings(folder: Path) -> TemplateSettings | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         return build(TemplateSettings, record["template"], str(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise TemplateError(f"can't be read: {error}", place=str(path), hint="delete it to use the chat template") from None
+        raise TemplateError(
+            f"can't be read: {error}", place=str(path), hint="delete it to use the chat template"
+        ) from None
 
 
 def serving_template(folder: Path) -> Template:

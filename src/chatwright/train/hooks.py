@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chatwright.errors import UserError
-from chatwright.runtime import RunFolder
+from chatwright.run_folder import RunFolder
 from chatwright.templates.rendered import ExampleKey
 
 
@@ -119,7 +119,9 @@ class WandbHook(Hook):
         except ImportError:
             raise UserError("tracking with wandb needs it installed", hint="pip install wandb") from None
         os.environ.setdefault("WANDB_SILENT", "true")
-        self.session: Any = wandb.init(project=project, dir=str(run.path), config=config, name=run.path.name, resume="allow")
+        self.session: Any = wandb.init(
+            project=project, dir=str(run.path), config=config, name=run.path.name, resume="allow"
+        )
 
     def on_step(self, record: StepRecord) -> None:
         """Loss, learning rate and gradient norm."""

@@ -50,7 +50,9 @@ class StepSums:
     metrics: dict[str, tuple[float, float]]
 
 
-def accumulate_step(module: nn.Module, step: StepBatches, runtime: Runtime, *, seed: int, scale: float = 1.0) -> StepSums:
+def accumulate_step(
+    module: nn.Module, step: StepBatches, runtime: Runtime, *, seed: int, scale: float = 1.0
+) -> StepSums:
     """Forward and backward of this rank's packs; gradients stay in the optimizer's buffer, undivided.
 
     Args:
@@ -102,7 +104,9 @@ def _require_finite(step: int, loss: float, examples: tuple[tuple[ExampleKey, fl
     bad = [key for key, total, _ in examples if total != total or total in (float("inf"), float("-inf"))]
     if not bad and loss == loss and loss not in (float("inf"), float("-inf")):
         return
-    rows = "\n".join(f"  {key.source}, row {key.row}, part {key.part}" for key in (bad or [e[0] for e in examples])[:10])
+    rows = "\n".join(
+        f"  {key.source}, row {key.row}, part {key.part}" for key in (bad or [e[0] for e in examples])[:10]
+    )
     raise TrainingError(
         f"the loss of step {step} is not finite ({loss}); the rows are:\n{rows}",
         hint="look at them with `chatwright inspect`; else lower optimizer.learning_rate or train in float32",

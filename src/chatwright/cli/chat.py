@@ -1,0 +1,66 @@
+"""`chatwright chat`: one prompt, a conversation, or two models side by side."""
+
+from __future__ import annotations
+
+from chatwright.console import note, out, table
+from chatwright.inference.chat_session import ChatSession
+from chatwright.inference.sampling import SamplingSettings
+from chatwright.recipes.showcase import shown
+from chatwright.recipes.talking import talk_to
+
+HELP = "/reset begins anew · /quit ends (or Ctrl-D)"
+Options = tuple[float, float, int, int, int]
+
+
+def run_chat(model: str, prompt: str | None, compare: str | None, system: str | None, options: Options) -> None:
+    """Answer one prompt and print only the reply, or talk until the user leaves."""
+    temperature, top_p, top_k, max_new_tokens, seed = options
+    settings = SamplingSettings(
+        temperature=temperature, top_p=top_p, top_k=top_k or None, max_new_tokens=max_new_tokens, seed=seed
+    )
+    names = [model, *([compare] if compare else [])]
+    sessions = [talk_to(name, settings, system=system) for name in names]
+    if prompt is not None:
+        if len(sessions) == 1:
+            print(sessions[0].ask(prompt).text)
+        else:
+            _side_by_side(names, sessions, prompt)
+        return
+    note(HELP)
+    while (line := _read_line()) is not None:
+        if line == "/reset":
+            for session in sessions:
+                session.reset()
+        elif len(sessions) == 1:
+            _stream(sessions[0], line)
+        else:
+            _side_by_side(names, sessions, line)
+
+
+def _read_line() -> str | None:
+    """The next non-empty line; None when the user leaves."""
+    while True:
+        try:
+            line = out().input("[bold cyan]you[/] › ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return None
+        if line in ("/quit", "/exit"):
+            return None
+        if line:
+            return line
+
+
+def _stream(session: ChatSession, line: str) -> None:
+    console = out()
+    console.print("[bold green]model[/] › ", end="")
+    for event in session.stream_events(line):
+        if event.kind == "text":
+            console.print(event.text, end="", markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(f"[{event.kind}: {event.text}]", end=" ", style="dim", markup=False, highlight=False)
+    console.print()
+
+
+def _side_by_side(names: list[str], sessions: list[ChatSession], prompt: str) -> None:
+    replies = [shown(session.ask(prompt)) for session in sessions]
+    out().print(table(prompt, names, [replies]))

@@ -1,0 +1,57 @@
+"""A model to talk to: weights, engine, template and tools put together from whatever name the user gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from chatwright.checkpoints.imports import resolve_model
+from chatwright.errors import ModelError
+from chatwright.inference.chat_session import ChatSession
+from chatwright.inference.responder import make_engine
+from chatwright.inference.sampling import SamplingSettings
+from chatwright.inference.tools import ToolBox
+from chatwright.models.transformer import CausalLM
+from chatwright.recipes.model import load_weights
+from chatwright.recipes.template_record import serving_template
+from chatwright.runtime import compute_dtype, start_runtime
+from chatwright.templates.template import Template
+
+
+def talk_to(
+    name: str | Path, settings: SamplingSettings | None = None, *, system: str | None = None, device: str = "auto"
+) -> ChatSession:
+    """Load a model and open a conversation with it.
+
+    Args:
+        name: anything `resolve_model` finds.
+        settings: how replies are drawn.
+        system: the system message.
+
+    Raises:
+        ModelError, TemplateError, CheckpointError: it can't be found, loaded, or served as it was trained.
+    """
+    runtime = start_runtime(device)  # type: ignore[arg-type]
+    resolved = resolve_model(name)
+    template = serving_template(resolved.text_folder)
+    model = load_weights(resolved, torch.float32, runtime.device)
+    return session_for(model.to(compute_dtype("auto", runtime.device)), template, settings, system=system)
+
+
+def session_for(
+    model: nn.Module, template: Template, settings: SamplingSettings | None = None, *, system: str | None = None
+) -> ChatSession:
+    """A conversation with a model in memory, by the template it was trained with.
+
+    Raises:
+        ModelError: the model runs through transformers and has no cache of ours to generate with.
+    """
+    if not isinstance(model, CausalLM):
+        raise ModelError(
+            "models outside our own families can be trained but not generated from here",
+            hint="export it, and generate with transformers or a server that knows the architecture",
+        )
+    engine = make_engine(model, template)
+    return ChatSession(engine, template, toolbox=ToolBox(), system=system, settings=settings or SamplingSettings())

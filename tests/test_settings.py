@@ -1,0 +1,74 @@
+"""Settings: YAML numbers, dotted overrides, and every problem at once with the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chatwright.errors import ConfigError
+from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
+from chatwright.settings import apply_overrides, build, dump_yaml, parse_yaml, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-6", 1e-6), ("2.0e-4", 2e-4), ("5E3", 5000.0), (".5", 0.5), ("3.", 3.0), ("12", 12), ("1.2.3", "1.2.3"), ("e5", "e5")],
+)
+def test_numbers_are_what_users_of_learning_rates_expect(text: str, value: object) -> None:
+    parsed = parse_yaml(text, "test")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_overrides_reach_nested_settings_and_list_items() -> None:
+    data = {"model": "m", "data": [{"path": "a"}, {"path": "b"}], "train": {"seed": 1}}
+    changed = apply_overrides(data, ["train.seed=7", "data.1.path=c", "optimizer.learning_rate=1e-4"])
+    assert changed["train"]["seed"] == 7
+    assert changed["data"][1]["path"] == "c"
+    assert changed["optimizer"]["learning_rate"] == 1e-4
+    assert data["train"]["seed"] == 1, "the original stays as it was"
+
+
+def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
+    raw = {"model": "m", "data": [{"path": "a"}], "optimizer": {"learning_rte": 1e-4}, "train": {"epochs": -1, "sed": 3}}
+    with pytest.raises(ConfigError) as caught:
+        build(RunSettings, raw, "recipe.yaml")
+    text = str(caught.value)
+    assert len(caught.value.problems) == 3
+    assert "optimizer.learning_rte: unknown setting; did you mean 'learning_rate'?" in text
+    assert "train.sed: unknown setting; did you mean 'seed'?" in text
+    assert "train.epochs" in text and "greater than 0" in text
+    assert "recipe.yaml" in text
+
+
+@pytest.mark.parametrize("override", ["train.seed", "=3", "model.name=3"])
+def test_a_wrong_override_is_named(override: str) -> None:
+    with pytest.raises(ConfigError, match="model" if "model" in override else "write it as name=value"):
+        apply_overrides({"model": "m"}, [override])
+
+
+def test_impossible_combinations_are_refused() -> None:
+    raw = {"model": "m", "data": [{"path": "a"}], "max_tokens": 4096, "packing": {"tokens_per_pack": 1024}}
+    with pytest.raises(ConfigError, match="an example must fit a pack"):
+        build(RunSettings, raw, "r")
+    raw = {"model": "m", "data": [{"path": "a"}], "train": {"evaluate_every": 5}}
+    with pytest.raises(ConfigError, match="no held-out data"):
+        build(RunSettings, raw, "r")
+
+
+def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
+    for name in shipped_recipes():
+        settings = load_recipe(name, ["train.seed=5"])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(dump_yaml(settings), encoding="utf-8")
+        assert load_recipe(str(path)) == settings
+
+
+def test_broken_files_name_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\n  data: [\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2"):
+        read_yaml(path)
+    with pytest.raises(ConfigError, match="shipped recipes are"):
+        load_recipe(str(tmp_path / "none.yaml"))
