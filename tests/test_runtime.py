@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from chatwright.errors import CheckpointError, ModelError, UserError
+from chatwright.run_folder import RunFolder
 from chatwright.runtime import (
-    RunFolder,
     Runtime,
     available_devices,
     compute_dtype,

@@ -13,7 +13,16 @@ from chatwright.settings import apply_overrides, build, dump_yaml, parse_yaml, r
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-6", 1e-6), ("2.0e-4", 2e-4), ("5E3", 5000.0), (".5", 0.5), ("3.", 3.0), ("12", 12), ("1.2.3", "1.2.3"), ("e5", "e5")],
+    [
+        ("1e-6", 1e-6),
+        ("2.0e-4", 2e-4),
+        ("5E3", 5000.0),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("12", 12),
+        ("1.2.3", "1.2.3"),
+        ("e5", "e5"),
+    ],
 )
 def test_numbers_are_what_users_of_learning_rates_expect(text: str, value: object) -> None:
     parsed = parse_yaml(text, "test")
@@ -31,7 +40,12 @@ def test_overrides_reach_nested_settings_and_list_items() -> None:
 
 
 def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
-    raw = {"model": "m", "data": [{"path": "a"}], "optimizer": {"learning_rte": 1e-4}, "train": {"epochs": -1, "sed": 3}}
+    raw = {
+        "model": "m",
+        "data": [{"path": "a"}],
+        "optimizer": {"learning_rte": 1e-4},
+        "train": {"epochs": -1, "sed": 3},
+    }
     with pytest.raises(ConfigError) as caught:
         build(RunSettings, raw, "recipe.yaml")
     text = str(caught.value)

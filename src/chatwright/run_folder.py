@@ -16,6 +16,9 @@ from chatwright.errors import CheckpointError, UserError
 
 T = TypeVar("T")
 
+ANOTHER = "give another folder with `--set out=…`"
+TAKEN = ("holds a run already", f"continue it with `--resume`, or {ANOTHER}")
+
 
 class Ranks(Protocol):
     """What a run folder needs of the `Runtime`."""
@@ -63,19 +66,31 @@ class RunFolder:
             raise UserError(problem[0], place=str(folder.path), hint=problem[1])
         return folder
 
+    def require_free(self) -> None:
+        """Stop early, before data and weights are loaded, where `create` would refuse to begin a run.
+
+        Raises:
+            UserError: the folder holds a run already.
+        """
+        if self._holds_run():
+            raise UserError(
+                "holds a run already", place=str(self.path), hint=f"continue it with `--resume`, or {ANOTHER}"
+            )
+
+    def _holds_run(self) -> bool:
+        return (self.path / "metrics.jsonl").exists() or (self.path / "recipe.yaml").exists()
+
     def _begin(self, recipe: str, resume: bool) -> tuple[str, str] | None:
         """Create or resume; (what is wrong, what to do next) where that can't be."""
-        another = "give another folder with `--set out=…`"
-        taken = ("holds a run already", f"continue it with `--resume`, or {another}")
-        if (self.path / "metrics.jsonl").exists() or (self.path / "recipe.yaml").exists():
-            return None if resume else taken
+        if self._holds_run():
+            return None if resume else TAKEN
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "recipe.yaml", recipe, replace=False)
         except FileExistsError:
-            return taken if self.path.is_dir() else ("is a file, not a folder", another)
+            return TAKEN if self.path.is_dir() else ("is a file, not a folder", ANOTHER)
         except OSError as error:
-            return f"can't be made a run folder: {error.strerror or error}", another
+            return f"can't be made a run folder: {error.strerror or error}", ANOTHER
         return None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -26,15 +27,15 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers: `1e-6` is a float, as every user of learning rates expects."""
 
 
+_FLOAT = re.compile(
+    r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+|(?:\d[\d_]*)?\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*\.|\.(?:inf|Inf|INF|nan|NaN|NAN))$"
+)
+_FLOAT_TAG = "tag:yaml.org,2002:float"
 _Loader.yaml_implicit_resolvers = {
-    key: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:float"]
+    key: [(tag, pattern) for tag, pattern in rules if tag != _FLOAT_TAG]
     for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?(?:[eE][-+]?\d+)|\.?\d[\d_]*\.\d*|\d[\d_]*\.[\d_]*|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -44,7 +45,7 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: naming the line that can't be parsed.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass: safe
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
@@ -109,7 +110,7 @@ def _set_dotted(target: Any, path: list[str], value: Any) -> str | None:
                 return f"there is no item {key!r} (the list has {len(target)})"
             target = target[int(key)]
         else:
-            if not isinstance(target.get(key), dict | list):
+            if target.get(key) is None:
                 target[key] = {}
             target = target[key]
         if not isinstance(target, dict | list):

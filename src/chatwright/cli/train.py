@@ -12,6 +12,7 @@ from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.planning import plan_run
 from chatwright.recipes.run_settings import RunSettings, load_recipe
+from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, start_runtime
 from chatwright.settings import dump_yaml
 from chatwright.train.trainer import TrainResult
@@ -42,6 +43,8 @@ class Prepared(NamedTuple):
 
 def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
     """Data, model and trainer, with a short account of each on the main rank."""
+    if runtime.is_main and not resume:
+        RunFolder(settings.out).require_free()
     data = build_data(settings)
     if runtime.is_main:
         _print_data(settings, data)
