@@ -15,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from chatwright.layouts import SegmentLayout
 from chatwright.models.attention import Attention, CacheView
 from chatwright.models.config import DecoderConfig
+from chatwright.models.embedding import TokenEmbedding
 from chatwright.models.feed_forward import FeedForward
 from chatwright.models.kv_cache import KVCache
 from chatwright.models.norm import RMSNorm
 from chatwright.models.output_head import OutputHead
+
 from chatwright.models.rope import Rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
@@ -57,7 +59,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.norm_plus_one)
 
