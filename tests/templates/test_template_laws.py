@@ -1,7 +1,11 @@
-"""The five laws hold for every shipped template and every family, over generated conversations."""
+"""The five laws hold for every shipped template and every family, over generated conversations.
+
+`CHATWRIGHT_EXAMPLES=300` looks harder than the few seconds of the default run.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +19,9 @@ from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.templates.laws import LAW_NAMES, check_laws, trained_spans
 from chatwright.templates.template import Template, TrainOn
 
-quick = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(
+    max_examples=int(os.environ.get("CHATWRIGHT_EXAMPLES", "5")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def assert_laws(template: Template, conversation: Conversation) -> None:

@@ -157,13 +157,17 @@ class JinjaReplies:
         thought = self.features.thought.apply(reply.thought)
         content = [part for part, _ in join_parts(self._trimmed(reply.content))]
         parts = list(self.inline.canonical(Message("assistant", tuple(content))).parts)
-        calls = [canonical_call(call, self.features.call_ids) for call in reply.calls]
+        calls = [self._normal(canonical_call(call, self.features.call_ids)) for call in reply.calls]
         if self._json and not calls and len(parts) == 1 and parts[0].kind == "text":
             text = parts[0].text
             reading = JSON_GRAMMARS[self.features.tools](text, self._text_tags())
             calls, parts = (reading.calls, [Part("text", reading.text)]) if reading.calls else ([], parts)
         thoughts = [Part("thinking", self.tokenizer.normal_text(thought))] if thought else []
         return Message("assistant", tuple(_fill([*thoughts, *parts, *calls])))
+
+    def _normal(self, call: Part) -> Part:
+        text, tool = (self.tokenizer.normal_text(item, Place.INSIDE) for item in (call.text, call.tool or ""))
+        return replace(call, text=text, tool=tool)
 
     def _text_tags(self) -> Tag:
         """Tags as plain text may spell them: those that are control tokens can't occur in a text."""

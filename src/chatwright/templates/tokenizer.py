@@ -20,7 +20,6 @@ from chatwright.errors import TemplateError
 from chatwright.templates.tokenizer_files import TokenizerFiles, read_files, write_files
 from chatwright.templates.twin import Place, build_twins, control_tokens, unknown_id
 
-
 SMALL_BATCH = 32
 """Fewer texts than this are encoded one by one."""
 
