@@ -13,7 +13,19 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "chatwright"
 ORDER = [
     *("errors", "settings", "layouts", "console", "conversations", "tasks", "templates", "packing", "inspection"),
-    *("run_folder", "runtime", "batches", "models", "adapters", "losses", "optim", "checkpoints", "inference", "evals", "train"),
+    *(
+        "run_folder",
+        "runtime",
+        "batches",
+        "models",
+        "adapters",
+        "losses",
+        "optim",
+        "checkpoints",
+        "inference",
+        "evals",
+        "train",
+    ),
     *("serve", "reports", "recipes", "selftest", "cli"),
 ]
 RANK = {name: place for place, name in enumerate(ORDER)} | {"console": 2}

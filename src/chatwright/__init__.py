@@ -27,6 +27,7 @@ _HOMES = {
     "token_log_probs": "chatwright.losses.linear_cross_entropy",
     "next_token_nll": "chatwright.train.objectives",
     "talk_to": "chatwright.recipes.talking",
+    "score_replies": "chatwright.recipes.showcase",
     "SamplingSettings": "chatwright.inference.sampling",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "build_trainer",
     "load_recipe",
     "next_token_nll",
+    "score_replies",
     "start_runtime",
     "talk_to",
     "token_log_probs",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from chatwright.recipes.data import build_data
     from chatwright.recipes.model import build_model
     from chatwright.recipes.run_settings import RunSettings, load_recipe
+    from chatwright.recipes.showcase import score_replies
     from chatwright.recipes.talking import talk_to
     from chatwright.runtime import start_runtime
     from chatwright.train.hooks import Hook

@@ -72,17 +72,18 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run already.
         """
-        if self._holds_run():
+        if self.holds_run():
             raise UserError(
                 "holds a run already", place=str(self.path), hint=f"continue it with `--resume`, or {ANOTHER}"
             )
 
-    def _holds_run(self) -> bool:
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
         return (self.path / "metrics.jsonl").exists() or (self.path / "recipe.yaml").exists()
 
     def _begin(self, recipe: str, resume: bool) -> tuple[str, str] | None:
         """Create or resume; (what is wrong, what to do next) where that can't be."""
-        if self._holds_run():
+        if self.holds_run():
             return None if resume else TAKEN
         try:
             self.path.mkdir(parents=True, exist_ok=True)

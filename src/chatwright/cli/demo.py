@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from chatwright.cli.train import Prepared, prepare, report
+from chatwright.cli.train import prepare, report
 from chatwright.console import duration, note, out, table
 from chatwright.conversations.schema import Message
 from chatwright.inference.sampling import SamplingSettings
-from chatwright.recipes.build import heldout_packs
-from chatwright.recipes.run_settings import RunSettings, load_recipe
-from chatwright.recipes.showcase import PROMPTS, Score, answers, score, shown
+from chatwright.recipes.run_settings import load_recipe
+from chatwright.recipes.showcase import PROMPTS, Score, answers, score_task, shown
 from chatwright.recipes.talking import session_for, talk_to
+from chatwright.run_folder import RunFolder
 from chatwright.runtime import start_runtime
-from chatwright.train.objectives import next_token_nll
-from chatwright.train.step import StepModule
-from chatwright.train.validation import heldout_loss
 
 SCORED = {"letter_counting": 50, "arithmetic": 20, "general": 20}
 SAMPLING = SamplingSettings(max_new_tokens=64)
@@ -33,24 +29,25 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     note(f"loading {settings.model}")
     session = talk_to(settings.model, SAMPLING)
     before = answers(session, PROMPTS)
-    scores_before = [score(session, task, count) for task, count in SCORED.items()]
+    scores_before = [score_task(session, task, count) for task, count in SCORED.items()]
     del session
     _print_answers(before, None)
 
     console.rule("2 · training")
-    prepared = prepare(settings, runtime, resume or _interrupted(settings))
-    loss_before = None if prepared.trainer.start.step else _heldout(prepared, settings)
+    resume = resume or RunFolder(settings.out).holds_run()
+    prepared = prepare(settings, runtime, resume)
     result = prepared.trainer.train()
     report(prepared.trainer, result, "demo")
     if result.interrupted:
         return
+    losses = [line["heldout_loss"] for line in prepared.trainer.run.read_metrics() if "heldout_loss" in line]
 
     console.rule("3 · before and after")
     session = session_for(prepared.model.model.eval(), prepared.data.text.template, SAMPLING)
     after = answers(session, PROMPTS)
-    scores_after = [score(session, task, count) for task, count in SCORED.items()]
+    scores_after = [score_task(session, task, count) for task, count in SCORED.items()]
     _print_answers(before, after)
-    _print_scores(scores_before, scores_after, loss_before, result.heldout_loss)
+    _print_scores(scores_before, scores_after, losses)
     share = result.progress.supervised_tokens / max(result.progress.tokens, 1)
     note(
         f"{share:.0%} of the trained tokens were supervised; "
@@ -59,19 +56,6 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     console.print(f"Chat with it:            chatwright chat {settings.out}")
     console.print("See what was trained:    chatwright inspect demo")
     console.print("Prove that it's exact:   chatwright selftest demo")
-
-
-def _interrupted(settings: RunSettings) -> bool:
-    """A demo run again goes on where an earlier one was stopped; a finished one begins anew."""
-    run = Path(settings.out)
-    return run.is_dir()
-
-
-def _heldout(prepared: Prepared, settings: RunSettings) -> float | None:
-    """The held-out loss of the model before its first step."""
-    runtime = prepared.trainer.trainer.runtime
-    packs = heldout_packs(prepared.data, settings, runtime)
-    return heldout_loss(StepModule(prepared.model.model, next_token_nll), packs, runtime)[0] if packs else None
 
 
 def _print_answers(before: Sequence[Message], after: Sequence[Message] | None) -> None:
@@ -90,10 +74,9 @@ def _short(text: str, most: int = 240) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _print_scores(
-    before: Sequence[Score], after: Sequence[Score], loss_before: float | None, loss_after: float | None
-) -> None:
-    rows = [(f"{a.task}, held-out problems", str(b), str(a)) for b, a in zip(before, after, strict=True)]
-    if loss_before is not None and loss_after is not None:
-        rows.append(("held-out loss", f"{loss_before:.3f}", f"{loss_after:.3f}"))
+def _print_scores(before: Sequence[Score], after: Sequence[Score], losses: Sequence[float]) -> None:
+    names = [f"{task}, held-out problems" for task in SCORED]
+    rows = [(name, str(b), str(a)) for name, b, a in zip(names, before, after, strict=True)]
+    if losses:
+        rows.append(("held-out loss", f"{losses[0]:.3f}", f"{losses[-1]:.3f}"))
     out().print(table("scores", ("measure", "before", "after"), rows))

@@ -20,7 +20,6 @@ from chatwright.models.feed_forward import FeedForward
 from chatwright.models.kv_cache import KVCache
 from chatwright.models.norm import RMSNorm
 from chatwright.models.output_head import OutputHead
-
 from chatwright.models.rope import Rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]

@@ -100,7 +100,7 @@ def build_trainer(
     if checkpoint is not None:
         start = restore(checkpoint, optimizer, data, runtime)
     if runtime.is_main:
-        run.truncate_after(start.step)
+        run.truncate_after(start.step if checkpoint is not None else -1)
     writer = CheckpointWriter(settings, data, model, optimizer, run, runtime, parent=checkpoint)
     schedule = learning_rate_multipliers(settings, data)
     trainer = Trainer(

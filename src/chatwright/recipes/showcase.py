@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from chatwright.conversations.schema import Conversation, Message
@@ -18,16 +18,24 @@ PROMPTS = (
 )
 
 
+Reward = Callable[[Conversation, Message], float | bool]
+"""A user's own judgement of a reply: True or False, or any number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers out of `total` on one task's held-out problems."""
+    """The rewards of `total` replies added up; with rewards of 0 and 1, how many were right."""
 
-    task: str
-    correct: int
+    rewards: float
     total: int
 
+    @property
+    def mean(self) -> float:
+        """The mean reward, 0 without replies."""
+        return self.rewards / self.total if self.total else 0.0
+
     def __str__(self) -> str:
-        return f"{self.correct}/{self.total} ({self.correct / max(self.total, 1):.0%})"
+        return f"{self.rewards:g}/{self.total} ({self.mean:.0%})"
 
 
 def answers(session: ChatSession, prompts: Sequence[str]) -> list[Message]:
@@ -35,14 +43,23 @@ def answers(session: ChatSession, prompts: Sequence[str]) -> list[Message]:
     return session.reply_many([Conversation((Message.of("user", prompt),)) for prompt in prompts])
 
 
-def score(session: ChatSession, task_name: str, count: int, seed: int = 0) -> Score:
-    """Grade the model's own replies to `count` held-out problems of a task (tools in the loop)."""
-    task = make_task(task_name)
-    problems = task.conversations("test", count, seed)
+def score_replies(session: ChatSession, problems: Sequence[Conversation], reward: Reward) -> Score:
+    """Let the model answer each problem's last message by itself (tools in the loop) and add up the rewards.
+
+    Args:
+        problems: conversations whose last message is the reference reply; the model sees those before it.
+        reward: called with the problem and the model's reply; a task's `grade`, or your own.
+    """
     asked = [replace(problem, messages=problem.messages[:-1]) for problem in problems]
     replies = session.reply_many(asked)
-    right = sum(task.grade(problem, reply) for problem, reply in zip(problems, replies, strict=True))
-    return Score(task_name, right, len(problems))
+    rewards = sum(float(reward(problem, reply)) for problem, reply in zip(problems, replies, strict=True))
+    return Score(rewards, len(problems))
+
+
+def score_task(session: ChatSession, name: str, count: int, seed: int = 0) -> Score:
+    """The model's own replies to `count` held-out problems of a built-in task, graded by the task."""
+    task = make_task(name)
+    return score_replies(session, task.conversations("test", count, seed), task.grade)
 
 
 def shown(message: Message) -> str:

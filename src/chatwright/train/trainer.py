@@ -114,6 +114,8 @@ class Trainer:
         for hook in self.hooks:
             hook.on_start(progress.step, self.num_steps)
         with self._listening_for_stop():
+            if progress.step == 0 and self.heldout:
+                self._measure_heldout(0)
             for step in self.steps_from(progress.step):
                 record = self._one_step(step)
                 loss = record.loss
@@ -176,10 +178,14 @@ class Trainer:
             hook.on_step(record)
         return record
 
-    def _evaluate(self, progress: Progress) -> tuple[float, Progress]:
+    def _measure_heldout(self, step: int) -> float:
         loss, _ = heldout_loss(self.module, self.heldout, self.runtime)
         for hook in self.hooks:
-            hook.on_evaluation(progress.step, loss)
+            hook.on_evaluation(step, loss)
+        return loss
+
+    def _evaluate(self, progress: Progress) -> tuple[float, Progress]:
+        loss = self._measure_heldout(progress.step)
         if loss < progress.best_loss:
             return loss, replace(progress, best_loss=loss, worse_evaluations=0)
         return loss, replace(progress, worse_evaluations=progress.worse_evaluations + 1)
