@@ -12,6 +12,7 @@ from chatwright.adapters.lora_linear import LoraLinear
 from chatwright.adapters.settings import LoraSettings
 from chatwright.adapters.token_rows import attach_token_rows
 from chatwright.errors import ConfigError, ModelError
+from chatwright.models.output_head import OutputHead
 from chatwright.settings import build
 
 
@@ -179,3 +180,15 @@ def test_merging_nothing_and_merging_quantized_weights_are_refused() -> None:
 def test_impossible_settings_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         build(LoraSettings, bad, "recipe")
+
+
+def test_a_head_by_another_name_is_left_alone() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.embed_out = nn.Linear(4, 4), nn.Linear(4, 9)
+
+        def output_head(self) -> OutputHead:
+            return OutputHead(self.embed_out.weight)
+
+    assert attach_lora(Other(), LoraSettings(), seed=0) == ["dense"]

@@ -58,10 +58,14 @@ def adapt_layer(
 
 def linear_layers(model: nn.Module) -> list[str]:
     """Names of all linear layers that can be adapted: every `nn.Linear` but the output head."""
+    output_head = getattr(model, "output_head", None)
+    head_weight = output_head().weight if callable(output_head) else None
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] != HEAD_NAME
+        if isinstance(module, nn.Linear)
+        and name.rpartition(".")[2] != HEAD_NAME
+        and module.weight is not head_weight  # a head by another name, such as GPT-NeoX's embed_out
     ]
 
 
