@@ -19,9 +19,8 @@ from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.templates.laws import LAW_NAMES, check_laws, trained_spans
 from chatwright.templates.template import Template, TrainOn
 
-quick = settings(
-    max_examples=int(os.environ.get("CHATWRIGHT_EXAMPLES", "5")), deadline=None, suppress_health_check=list(HealthCheck)
-)
+EXAMPLES = int(os.environ.get("CHATWRIGHT_EXAMPLES", "5"))
+quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def assert_laws(template: Template, conversation: Conversation) -> None:
