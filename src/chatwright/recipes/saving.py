@@ -26,7 +26,7 @@ from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_trained
 from chatwright.models.families import config_to_hf
 from chatwright.models.transformer import CausalLM
-from chatwright.models.weights import save_weights, weight_files
+from chatwright.models.weights import read_config, save_weights, weight_files
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
@@ -94,7 +94,9 @@ class CheckpointWriter:
         """The Hugging Face config of the saved weights: float32, and the template's stop ids."""
         template = self.data.text.template
         model = self.model.model
-        config = config_to_hf(model.config) if isinstance(model, CausalLM) else model.hf_config()
+        config = (
+            config_to_hf(model.config) if isinstance(model, CausalLM) else read_config(self.data.text.resolved.folder)
+        )
         stop = list(template.stop_ids)
         tokens = {"bos_token_id": template.tokenizer.bos_id, "pad_token_id": template.tokenizer.pad_id}
         dtype = str(next(iter(self.optimizer.master_state().values())).dtype).removeprefix("torch.")
