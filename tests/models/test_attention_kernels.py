@@ -13,7 +13,15 @@ from chatwright.models.block_attention import block_attention
 from chatwright.models.block_plan import plan_blocks
 from chatwright.models.config import Activation
 from chatwright.models.elementwise import apply_rope, gated, rms_norm
-from chatwright.models.segment_attention import BLOCKS_UP_TO, Scores, attend_runs, attend_segments, visible
+from chatwright.models.segment_attention import (
+    BLOCKS_UP_TO,
+    Scores,
+    attend_decode,
+    attend_runs,
+    attend_segments,
+    decode_padded,
+    visible,
+)
 
 LENGTHS = (9, 1, 17, 300, 9, 64, 530, 12, 45, 3)
 
@@ -135,3 +143,13 @@ def test_elementwise_parts_are_exact(plus_one: bool, dtype: torch.dtype, bound: 
         gradients = torch.autograd.grad(found, inputs, grad)
         for a, b in zip(gradients, torch.autograd.grad(expected, wide, grad.double()), strict=True):
             assert distance(a, b) < bound
+
+
+@pytest.mark.parametrize("scores", [Scores(0.25), Scores(0.25, 7), Scores(0.25, 9, 2.0)])
+def test_padded_decoding_is_decoding_row_by_row(scores: Scores) -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(5, 20, 2, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    q = torch.randn(3, 6, 16, generator=generator, dtype=torch.float64)
+    rows, lengths = [4, 0, 3], [20, 6, 1]
+    expected = attend_decode(q, keys, values, rows, lengths, scores)
+    assert distance(decode_padded(q, keys, values, rows, lengths, scores), expected) < 1e-12

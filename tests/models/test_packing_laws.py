@@ -42,16 +42,25 @@ def test_packed_gradient_is_the_sum_of_separate_gradients(name: str, dtype: torc
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_changing_one_segment_moves_no_other(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "trains"), [(torch.float64, True), (torch.bfloat16, True), (torch.bfloat16, False)])
+def test_changing_one_segment_moves_no_other(name: str, dtype: torch.dtype, trains: bool) -> None:
     model = init_model(config_from_hf(VARIANTS[name]), seed=0).to(dtype)
     ids, positions, layout = packed(LENGTHS)
     changed = ids.clone()
     changed[: LENGTHS[0]] = (changed[: LENGTHS[0]] + 1) % 131
-    with torch.no_grad():
+    with torch.set_grad_enabled(trains):
         before, after = model(ids, positions, layout)[0], model(changed, positions, layout)[0]
     assert torch.equal(before[LENGTHS[0] :], after[LENGTHS[0] :])
     assert not torch.equal(before[: LENGTHS[0]], after[: LENGTHS[0]])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3"])
+def test_bf16_gradients_are_near_those_of_float64(name: str) -> None:
+    """The path of CPU training: attention in blocks, norms and rotation in pieces."""
+    model = init_model(config_from_hf(VARIANTS[name]), seed=0).to(torch.bfloat16)
+    half = gradients(model, LENGTHS, False)
+    exact = gradients(model.double(), LENGTHS, False)
+    assert max(distance(half[key], exact[key]) for key in exact) < 0.1
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
