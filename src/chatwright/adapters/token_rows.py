@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatwright.errors import ModelError
+from chatwright.models.embedding import TokenEmbedding, lookup
 from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import init_token_rows
 
 
-class TokenRowEmbedding(nn.Embedding):
+class TokenRowEmbedding(TokenEmbedding):
     """An embedding of which some rows are trained apart.
 
     Attributes:
@@ -42,8 +43,8 @@ class TokenRowEmbedding(nn.Embedding):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """int64 `[T]` → `[T, D]`."""
         slot = self.slots[input]  # [T]
-        trained = F.embedding(slot.clamp(min=0), self.token_rows)  # [T, D]
-        return torch.where((slot >= 0).unsqueeze(-1), trained, F.embedding(input, self.weight))
+        trained = lookup(slot.clamp(min=0), self.token_rows)  # [T, D]
+        return torch.where((slot >= 0).unsqueeze(-1), trained, lookup(input, self.weight))
 
 
 class TokenRowHead(nn.Linear):
@@ -145,9 +146,9 @@ def merge_token_rows(model: nn.Module) -> int:
     count = 0
     for module in modules.values():
         count += len(module.token_ids)
-        plain: nn.Embedding | nn.Linear
+        plain: TokenEmbedding | nn.Linear
         if isinstance(module, TokenRowEmbedding):
-            plain = nn.Embedding(module.num_embeddings, module.embedding_dim, device="meta")
+            plain = TokenEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
             decoder.model.embed_tokens = plain
         else:
             plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
