@@ -20,8 +20,9 @@ from chatwright.optim.schedules import multipliers
 from chatwright.packing.plan import plan_packs
 from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.resuming import restore
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.recipes.saving import CheckpointWriter, restore
+from chatwright.recipes.saving import CheckpointWriter
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, compute_dtype
 from chatwright.settings import dump_yaml
@@ -98,7 +99,7 @@ def build_trainer(
     checkpoint = latest_checkpoint(run.path, verify="full") if resume else None
     start = Progress()
     if checkpoint is not None:
-        start = restore(checkpoint, optimizer, data, runtime)
+        start = restore(checkpoint, optimizer, settings, data, runtime)
     if runtime.is_main:
         run.truncate_after(start.step if checkpoint is not None else -1)
     writer = CheckpointWriter(settings, data, model, optimizer, run, runtime, parent=checkpoint)

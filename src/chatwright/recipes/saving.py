@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how a run goes on from one.
+"""What a checkpoint of a run holds.
 
 A step folder is a loadable model (weights or adapter, tokenizer, chat template, stop ids) plus the
 training state and a manifest.
@@ -13,23 +13,22 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from chatwright import __version__
 from chatwright.adapters.peft_files import save_peft
 from chatwright.checkpoints.lineage import model_hash
-from chatwright.checkpoints.manifest import Manifest, manifest_hash, read_manifest
+from chatwright.checkpoints.manifest import Manifest, manifest_hash
 from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
-from chatwright.checkpoints.tensors import TrainingState, load_tensors, save_tensors
-from chatwright.errors import CheckpointError
+from chatwright.checkpoints.tensors import TrainingState, save_tensors
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_trained
 from chatwright.models.families import config_to_hf
 from chatwright.models.transformer import CausalLM
-from chatwright.models.weights import read_config, save_weights, weight_files
+from chatwright.models.weights import read_config, save_weights
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.resuming import ADAPTER_MASTERS, run_identity
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import save_template_record
 from chatwright.run_folder import RunFolder
@@ -37,7 +36,6 @@ from chatwright.runtime import Runtime, determinism_tuple
 from chatwright.train.trainer import Progress
 
 HELDOUT_METRIC = "heldout_loss"
-ADAPTER_MASTERS = "adapter_masters.safetensors"
 
 
 class CheckpointWriter:
@@ -56,6 +54,7 @@ class CheckpointWriter:
         self.settings, self.data, self.model = settings, data, model
         self.optimizer, self.run, self.runtime = optimizer, run, runtime
         self.parent = manifest_hash(parent) if parent is not None else None
+        self.identity = run_identity(data)
         self.base_hash = model_hash(data.text.resolved.folder) if runtime.is_main else None
 
     def save(self, progress: Progress) -> Path:
@@ -86,7 +85,7 @@ class CheckpointWriter:
             tokens=progress.tokens,
             supervised_tokens=progress.supervised_tokens,
             optimizer=self.optimizer.state_dict(),
-            counters={"progress": _plain(progress), "plan": self.data.plan.fingerprint()},
+            counters={"progress": _plain(progress), **self.identity},
             ledger=self._ledger(progress.step).to_dict(),
         ).save(folder)
 
@@ -150,40 +149,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def restore(checkpoint: Path, optimizer: MasterOptimizer, data: RunData, runtime: Runtime) -> Progress:
-    """Load masters and optimizer state into `optimizer`; returns where the run stood.
-
-    Raises:
-        CheckpointError: the checkpoint belongs to other data, another template or another tokenizer.
-    """
-    state = TrainingState.load(checkpoint, runtime.device)
-    manifest = read_manifest(checkpoint)
-    text = data.text
-    same = {
-        "data or packing": (state.counters["plan"], data.plan.fingerprint()),
-        "template": (manifest.template_identity, text.template.identity),
-        "tokenizer": (manifest.tokenizer_identity, text.tokenizer.identity),
-    }
-    changed = [name for name, (then, now) in same.items() if then != now]
-    if changed:
-        raise CheckpointError(
-            f"the {' and '.join(changed)} changed since this checkpoint was saved; resuming would train something else",
-            place=str(checkpoint),
-            hint="restore the recipe and data, or begin a new run with --set out=OTHER",
-        )
-    optimizer.load_masters(read_masters(checkpoint))
-    optimizer.load_state_dict(dict(state.optimizer))
-    values = dict(state.counters["progress"])
-    values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
-    return Progress(**values)
-
-
-def read_masters(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The trainable parameters of a checkpoint by name, in full precision."""
-    own = checkpoint / ADAPTER_MASTERS
-    tensors: dict[str, torch.Tensor] = {}
-    for path in [own] if own.is_file() else weight_files(checkpoint):
-        tensors |= load_tensors(path)[0]
-    return tensors
