@@ -1,0 +1,105 @@
+"""How a run goes on from a checkpoint: only as what it was, so that resumed equals never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chatwright.batches.token_cache import TokenStore
+from chatwright.checkpoints.lineage import model_hash
+from chatwright.checkpoints.manifest import Manifest, read_manifest
+from chatwright.checkpoints.tensors import TrainingState, load_tensors
+from chatwright.errors import CheckpointError
+from chatwright.models.weights import weight_files
+from chatwright.optim.master_optimizer import MasterOptimizer
+from chatwright.recipes.data import RunData
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.runtime import Runtime
+from chatwright.train.trainer import Progress
+
+ADAPTER_MASTERS = "adapter_masters.safetensors"
+
+
+def run_identity(data: RunData) -> dict[str, str]:
+    """sha256 of what a run trains on: the plan's order, the tokens with their weights, and the held-out ones."""
+    return {"plan": data.plan.fingerprint(), "data": _store_hash(data.store), "heldout": _store_hash(data.heldout)}
+
+
+def _store_hash(store: TokenStore) -> str:
+    digest = hashlib.sha256()
+    for array in (store.offsets, store.ids, store.weights):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def restore(
+    checkpoint: Path, optimizer: MasterOptimizer, settings: RunSettings, data: RunData, runtime: Runtime
+) -> Progress:
+    """Load masters and optimizer state into `optimizer`; returns where the run stood.
+
+    Raises:
+        CheckpointError: data, template, tokenizer, base model or a setting that decides the weights has changed.
+    """
+    state = TrainingState.load(checkpoint, runtime.device)
+    changed = _changes(state, read_manifest(checkpoint), settings, data)
+    if changed:
+        listed = "\n".join(f"  - {change}" for change in changed)
+        raise CheckpointError(
+            f"resuming would train something else than the run began; changed since this checkpoint:\n{listed}",
+            place=str(checkpoint),
+            hint="restore them, or begin a new run with --set out=OTHER (from these weights: --set model=THIS_RUN)",
+        )
+    optimizer.load_masters(read_masters(checkpoint))
+    optimizer.load_state_dict(dict(state.optimizer))
+    values = dict(state.counters["progress"])
+    values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
+    return Progress(**values)
+
+
+def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, data: RunData) -> list[str]:
+    """What decides the weights and is not as it was, in words; settings first, since they explain the rest."""
+    text, now = data.text, run_identity(data)
+    decisive = _decisive_settings(settings.model_dump(mode="json"))
+    before = _decisive_settings(manifest.recipe)
+    # a setting that the checkpoint's version didn't have yet is no change
+    found = [
+        f"{name}: was {before[name]}, is {decisive[name]}"
+        for name in decisive
+        if name in before and before[name] != decisive[name]
+    ]
+    identities = {
+        "the tokenizer": (manifest.tokenizer_identity, text.tokenizer.identity),
+        "the template": (manifest.template_identity, text.template.identity),
+        "the base model": (manifest.base_hash, model_hash(text.resolved.folder)),
+        "the data or its masks": (state.counters["data"], now["data"]),
+        "the held-out data": (state.counters["heldout"], now["heldout"]),
+    }
+    found += [name for name, (then, is_now) in identities.items() if then != is_now]
+    if not found and state.counters["plan"] != now["plan"]:
+        found.append("the order of the data: how it is packed, or for how long")
+    return found
+
+
+def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide the weights besides the data, by dotted name.
+
+    How often to log, save or evaluate, how long to be patient, where to write and how to compute may change.
+    """
+    decisive = {f"train.{name}": recipe["train"].get(name) for name in ("epochs", "max_steps", "seed", "dtype")}
+    decisive["an adapter"] = bool(recipe["adapter"])
+    for room in ("optimizer", "schedule", "packing", "adapter"):
+        decisive |= {f"{room}.{name}": value for name, value in (recipe[room] or {}).items()}
+    return decisive
+
+
+def read_masters(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trainable parameters of a checkpoint by name, in full precision."""
+    own = checkpoint / ADAPTER_MASTERS
+    tensors: dict[str, torch.Tensor] = {}
+    for path in [own] if own.is_file() else weight_files(checkpoint):
+        tensors |= load_tensors(path)[0]
+    return tensors
