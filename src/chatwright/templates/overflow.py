@@ -5,15 +5,17 @@ Works on the tokens: text holds no control ids, so a supervised stop id is alway
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 
-from chatwright.conversations.schema import Conversation
+from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import DataError
 from chatwright.templates.base import Template, TrainOn
+from chatwright.templates.policy import turn_weights
 from chatwright.templates.rendered import ExampleKey, RenderedExample, Span
 from chatwright.templates.replies import ThinkTokens
 from chatwright.templates.tool_grammars import Mode
@@ -217,34 +219,73 @@ def split_turns(
     """Several examples of consecutive turns, each beginning with the system prompt and a user message.
 
     Turns are added to an example while it fits. An exchange too long on its own is truncated, or left out where
-    nothing of it fits.
+    nothing of it fits. An example that trains one turn only (templates that rewrite history) loses its oldest turns.
+    Every reply that was trained is trained once.
 
     Returns:
-        The examples, keyed by part 0, 1, …; empty if the conversation has one exchange only.
+        The examples, keyed by part 0, 1, …; empty if there is no later user message to split at.
     """
-    arranged = template.arranged(conversation)
-    messages = arranged.messages
-    head = 1 if messages[0].role == "system" else 0
-    starts = [index for index in range(head, len(messages)) if messages[index].role == "user"]
-    if len(starts) < 2 or starts[0] != head:
+    policy = template.settings.train_on if train_on is None else train_on
+    if example.key.part:
+        return _shorter_history(example, template.arranged(conversation), max_tokens, template)
+    weights = turn_weights(conversation.messages, policy, conversation)
+    settled = tuple(
+        replace(message, train=weight > 0)
+        if message.role == "assistant" and policy is not TrainOn.EVERYTHING
+        else message
+        for message, weight in zip(conversation.messages, weights, strict=True)
+    )
+    head, starts = _exchanges(settled)
+    if len(starts) < 2:
         return []
-    borders = [*starts[1:], len(messages)]
     parts: list[RenderedExample] = []
-
-    def made(first: int, last: int) -> list[RenderedExample]:
-        chosen = replace(arranged, messages=(*messages[:head], *messages[first:last]))
-        return [item for item in template.render(chosen, train_on) if item.num_supervised]
-
     first, ready = starts[0], list[RenderedExample]()
-    for start, border in zip(starts, borders, strict=True):
-        longer = made(first, border)
-        if longer and all(len(item.ids) <= max_tokens for item in longer):
+    for start, border in itertools.pairwise([*starts, len(settled)]):
+        longer = _rendered(conversation, (*settled[:head], *settled[first:border]), template, policy)
+        if all(len(item.ids) <= max_tokens for item in longer):
             ready = longer
             continue
         parts += ready
-        first, ready = start, made(start, border)
-        fitting = [item if len(item.ids) <= max_tokens else truncate(item, max_tokens, template) for item in ready]
-        ready = [item for item in fitting if item is not None]
+        first = start
+        alone = _rendered(conversation, (*settled[:head], *settled[start:border]), template, policy)
+        ready = [cut for item in alone if (cut := _at_most(item, max_tokens, template)) is not None]
     parts += ready
-    base = example.key.part * 1000
-    return [replace(part, key=example.key._replace(part=base + number)) for number, part in enumerate(parts)]
+    return [replace(part, key=example.key._replace(part=number)) for number, part in enumerate(parts)]
+
+
+def _shorter_history(
+    example: RenderedExample, arranged: Conversation, max_tokens: int, template: Template
+) -> list[RenderedExample]:
+    """The example of one turn with as many of the turns before it as fit."""
+    turn = example.key.part
+    messages = tuple(
+        replace(message, train=index == turn) if message.role == "assistant" else message
+        for index, message in enumerate(arranged.messages[: turn + 1])
+    )
+    head, starts = _exchanges(messages)
+    made: list[RenderedExample] = []
+    for start in starts[1:]:
+        made = _rendered(arranged, (*messages[:head], *messages[start:]), template, TrainOn.ASSISTANT)
+        if all(len(item.ids) <= max_tokens for item in made):
+            break
+    cut = [item for item in (_at_most(item, max_tokens, template) for item in made) if item is not None]
+    return [replace(item, key=example.key) for item in cut]
+
+
+def _exchanges(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """How many messages the system prompt takes (0 or 1), and where user messages begin an exchange behind it."""
+    head = 1 if messages and messages[0].role == "system" else 0
+    users = [index for index in range(head, len(messages)) if messages[index].role == "user"]
+    starts = [index for index in users if index == head or messages[index - 1].role != "user"]
+    return head, starts if starts[:1] == [head] else []
+
+
+def _rendered(
+    conversation: Conversation, messages: tuple[Message, ...], template: Template, policy: TrainOn
+) -> list[RenderedExample]:
+    made = template.render(replace(conversation, messages=messages), policy)
+    return [item for item in made if item.num_supervised]
+
+
+def _at_most(example: RenderedExample, max_tokens: int, template: Template) -> RenderedExample | None:
+    return example if len(example.ids) <= max_tokens else truncate(example, max_tokens, template)
