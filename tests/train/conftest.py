@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_model import make_tiny_model
 
 
@@ -16,4 +17,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)  # for tiny tensors more threads only wait for each other
     monkeypatch.setenv("CHATWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -17,7 +17,7 @@ import numpy as np
 from chatwright import __version__
 from chatwright.adapters.peft_files import save_peft
 from chatwright.checkpoints.lineage import model_hash
-from chatwright.checkpoints.manifest import Manifest, manifest_hash
+from chatwright.checkpoints.manifest import Manifest, manifest_hash, read_manifest
 from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
 from chatwright.checkpoints.tensors import TrainingState, save_tensors
 from chatwright.inspection.ledger import Ledger
@@ -55,6 +55,8 @@ class CheckpointWriter:
         self.optimizer, self.run, self.runtime = optimizer, run, runtime
         self.parent = manifest_hash(parent) if parent is not None else None
         self.identity = run_identity(data)
+        if parent is not None and runtime.is_main:
+            self._settle(parent)
         self.base_hash = model_hash(data.text.resolved.folder) if runtime.is_main else None
 
     def save(self, progress: Progress) -> Path:
@@ -64,11 +66,15 @@ class CheckpointWriter:
             self.run.sync()
             folder = save_checkpoint(self.run.path, self._manifest(progress), lambda path: self._write(path, progress))
             self.parent = manifest_hash(folder)
-            if progress.worse_evaluations == 0 and np.isfinite(progress.best_loss):
-                mark_best(self.run.path, folder, HELDOUT_METRIC)
-            keep(self.run.path, last=self.settings.train.keep_last)
+            self._settle(folder)
         self.runtime.barrier()
         return folder
+
+    def _settle(self, folder: Path) -> None:
+        """What follows a save; done again on resuming, since a kill may have come between."""
+        if HELDOUT_METRIC in read_manifest(folder).metrics:
+            mark_best(self.run.path, folder, HELDOUT_METRIC)
+        keep(self.run.path, last=self.settings.train.keep_last)
 
     def _write(self, folder: Path, progress: Progress) -> None:
         text = self.data.text
@@ -112,7 +118,6 @@ class CheckpointWriter:
 
     def _manifest(self, progress: Progress) -> Manifest:
         text, settings = self.data.text, self.settings
-        finite = np.isfinite(progress.best_loss) and progress.worse_evaluations == 0
         return Manifest(
             step=progress.step,
             stage=settings.stage,
@@ -128,7 +133,7 @@ class CheckpointWriter:
             recipe=settings.model_dump(mode="json"),
             versions=_versions(),
             determinism=determinism_tuple(self.runtime, compiled=settings.train.compile),
-            metrics={HELDOUT_METRIC: progress.best_loss} if finite else {},
+            metrics={HELDOUT_METRIC: progress.best_loss} if progress.is_best else {},
             progress=_plain(progress),
         )
 

@@ -50,7 +50,7 @@ class Hook:
         """A checkpoint is complete."""
 
     def on_end(self, step: int) -> None:
-        """Training is over, finished or interrupted."""
+        """Training is over: finished, interrupted or failed (an error is on its way)."""
 
 
 class MetricsHook(Hook):

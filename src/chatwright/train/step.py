@@ -108,6 +108,6 @@ def _require_finite(step: int, loss: float, examples: tuple[tuple[ExampleKey, fl
         f"  {key.source}, row {key.row}, part {key.part}" for key in (bad or [e[0] for e in examples])[:10]
     )
     raise TrainingError(
-        f"the loss of step {step} is not finite ({loss}); the rows are:\n{rows}",
+        f"the loss of step {step + 1} is not finite ({loss}); the rows are:\n{rows}",
         hint="look at them with `chatwright inspect`; else lower optimizer.learning_rate or train in float32",
     )

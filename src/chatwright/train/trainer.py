@@ -25,11 +25,15 @@ from chatwright.errors import TrainingError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.runtime import Runtime
 from chatwright.train.hooks import Hook, StepRecord
-from chatwright.train.objectives import Objective
+from chatwright.train.objectives import OBJECTIVES, Objective
 from chatwright.train.parallel import prepare_module
 from chatwright.train.settings import TrainSettings
 from chatwright.train.step import accumulate_step
 from chatwright.train.validation import heldout_loss
+
+FINISHED = "finished the plan"
+NO_PATIENCE = "the held-out loss stopped falling"
+STOPPED = "stopped by the user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Progress:
 
     Args:
         step: steps done. tokens / supervised_tokens: trained on so far.
-        best_loss: the lowest held-out loss so far, infinite before the first evaluation.
+        best_loss: the lowest held-out loss so far, infinite before the first evaluation. best_step: the step it was
+            measured after, −1 before.
         worse_evaluations: evaluations since then that were no better.
     """
 
@@ -47,6 +52,12 @@ class Progress:
     supervised_tokens: int = 0
     best_loss: float = math.inf
     worse_evaluations: int = 0
+    best_step: int = -1
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights as they are gave the lowest held-out loss."""
+        return self.best_step == self.step
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +109,10 @@ class Trainer:
         self.heldout = tuple(heldout)
         self.hooks = tuple(hooks) if runtime.is_main else ()
         self.module = prepare_module(model, objective, settings, runtime)
+        # A user's own objective may weigh as it likes; ours must train exactly what the plan counted.
+        self.weighs_as_planned = objective in OBJECTIVES.values()
         self.stop_requested = False
+        self.steps_done = 0
 
     def train(self, start: Progress | None = None) -> TrainResult:
         """Train from `start` (default: the beginning) to the end of the plan.
@@ -107,41 +121,49 @@ class Trainer:
             TrainingError: a loss or gradient is not finite; the last checkpoint stays as it is.
         """
         progress = start or Progress()
-        began, loss, reason = time.perf_counter(), math.nan, "finished the plan"
-        saved_at = progress.step
-        heldout = None
+        self.steps_done = progress.step
         self.module.train()
         for hook in self.hooks:
             hook.on_start(progress.step, self.num_steps)
-        with self._listening_for_stop():
-            if progress.step == 0 and self.heldout:
-                self._measure_heldout(0)
-            for step in self.steps_from(progress.step):
-                record = self._one_step(step)
-                loss = record.loss
-                progress = replace(
-                    progress,
-                    step=record.step,
-                    tokens=progress.tokens + record.tokens,
-                    supervised_tokens=progress.supervised_tokens + record.supervised_tokens,
-                )
-                last = progress.step == self.num_steps
-                if self._due(self.settings.evaluate_every, progress.step, last) and self.heldout:
-                    heldout, progress = self._evaluate(progress)
-                if self._patience_is_over(progress):
-                    reason, last = "the held-out loss stopped falling", True
-                stopping = self._stop_agreed()
-                if self.save and (self._due(self.settings.save_every, progress.step, last) or stopping):
-                    self._checkpoint(progress)
-                    saved_at = progress.step
-                if stopping:
-                    reason = "stopped by the user"
-                if stopping or last:
-                    break
-        if self.save and saved_at != progress.step:
-            self._checkpoint(progress)
-        for hook in self.hooks:
-            hook.on_end(progress.step)
+        try:
+            with self._listening_for_stop():
+                return self._run(progress)
+        finally:
+            for hook in self.hooks:
+                hook.on_end(self.steps_done)
+
+    def _run(self, progress: Progress) -> TrainResult:
+        """The loop: step, evaluate, save, until the plan, the patience or the user ends it."""
+        began, loss, reason = time.perf_counter(), math.nan, FINISHED
+        heldout = None
+        if progress.step == 0 and self.heldout:
+            self._measure_heldout(0)
+        if self._patience_is_over(progress):  # a run that ended so, resumed with the same patience
+            return TrainResult(progress, loss, heldout, False, 0.0, NO_PATIENCE)
+        for step in self.steps_from(progress.step):
+            record = self._one_step(step)
+            loss = record.loss
+            progress = replace(
+                progress,
+                step=record.step,
+                tokens=progress.tokens + record.tokens,
+                supervised_tokens=progress.supervised_tokens + record.supervised_tokens,
+            )
+            self.steps_done = progress.step
+            last = progress.step == self.num_steps
+            if self._due(self.settings.evaluate_every, progress.step, last) and self.heldout:
+                heldout, progress = self._evaluate(progress)
+            if self._patience_is_over(progress):
+                reason, last = NO_PATIENCE, True
+            stopping = self._stop_agreed()
+            if self.save and (
+                self._due(self.settings.save_every, progress.step, last or stopping) or self._keeps_best(progress)
+            ):
+                self._checkpoint(progress)
+            if stopping:
+                reason = STOPPED
+            if stopping or last:
+                break
         return TrainResult(progress, loss, heldout, self.stop_requested, time.perf_counter() - began, reason)
 
     @staticmethod
@@ -155,12 +177,18 @@ class Trainer:
         sums = accumulate_step(
             self.module, step, self.runtime, seed=self.settings.seed, scale=self.optimizer.loss_scale
         )
-        assert math.isclose(sums.weight, step.weight, rel_tol=1e-6), "trained weight differs from the plan"
+        planned = not self.weighs_as_planned or math.isclose(sums.weight, step.weight, rel_tol=1e-6)
+        assert planned, f"trained weight {sums.weight} differs from the plan's {step.weight}"
+        if not sums.weight > 0:
+            raise TrainingError(
+                f"the objective gave step {step.step + 1} the weight {sums.weight}: there is nothing to divide by",
+                hint="return the sum of the weights in LossSum.weight",
+            )
         self.runtime.all_reduce(self.optimizer.flat_gradient)
         norm = self.optimizer.step(lr_multiplier=multiplier, divide_by=sums.weight)
         if not math.isfinite(norm) and not self.optimizer.skipped_last_step:
             raise TrainingError(
-                f"the gradient of step {step.step} is not finite although its loss is",
+                f"the gradient of step {step.step + 1} is not finite although its loss is",
                 hint="lower optimizer.learning_rate or train in float32",
             )
         record = StepRecord(
@@ -187,8 +215,12 @@ class Trainer:
     def _evaluate(self, progress: Progress) -> tuple[float, Progress]:
         loss = self._measure_heldout(progress.step)
         if loss < progress.best_loss:
-            return loss, replace(progress, best_loss=loss, worse_evaluations=0)
+            return loss, replace(progress, best_loss=loss, best_step=progress.step, worse_evaluations=0)
         return loss, replace(progress, worse_evaluations=progress.worse_evaluations + 1)
+
+    def _keeps_best(self, progress: Progress) -> bool:
+        """Early stopping ends behind the best weights, which must therefore be kept when they are found."""
+        return progress.is_best and self.settings.early_stopping_patience is not None
 
     def _patience_is_over(self, progress: Progress) -> bool:
         patience = self.settings.early_stopping_patience
