@@ -4,6 +4,21 @@
 
 Prints a Markdown table: milliseconds for loss and all gradients (best of the repeats; wall, and CPU time summed over
 threads), memory above the inputs, and the relative error of the head's gradient against float32.
+
+Seen with bf16, N = 1,500, V = 49,152, D = 576, torch 2.13, on a 2-core AMX machine shared with other jobs (only the
+comparison counts, not the times):
+
+| form | ms | CPU ms | MiB above the inputs | gradient error |
+|---|---|---|---|---|
+| naive | 1134 | 1134 | 866 | 1.3e-03 |
+| 32 MiB chunks | 968 | 964 | 221 | 1.3e-03 |
+| 64 MiB chunks | 877 | 859 | 260 | 1.3e-03 |
+| 128 MiB chunks | 815 | 812 | 323 | 1.3e-03 |
+
+Where the time goes, seen alone on both cores with 256 rows a chunk (ms a chunk): logits in bf16 11 (true float32 60),
+copy to float32 1.5, softmax and loss in place about 6 (`logsumexp` alone 21, `softmax(dtype=float32)` of bf16 30),
+gradient of the hidden states 13, gradient of the weight added in float32 by a bf16-mode product 21 (a bf16 product
+plus an addition to the float32 sum 53).
 """
 
 from __future__ import annotations
