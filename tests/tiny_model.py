@@ -20,9 +20,7 @@ CORPUS = [
 ] * 4
 
 
-def make_tiny_model(
-    folder: Path, *, seed: int = 0, control: tuple[str, ...] = tuple(CONTROL), **changes: Any
-) -> Path:
+def make_tiny_model(folder: Path, *, seed: int = 0, control: tuple[str, ...] = tuple(CONTROL), **changes: Any) -> Path:
     """Write a Hugging Face folder that loads everywhere.
 
     Args:

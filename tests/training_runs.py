@@ -64,13 +64,13 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def recipe(model: Path, data: Path | None, out: Path, **changes: Any) -> RunSettings:
+def recipe(model: Path, data: Path | None, out: Path, /, **changes: Any) -> RunSettings:
     """A small recipe: 4 steps an epoch of 16 conversations in float32."""
     plain = {
         "model": str(model),
         "data": [{"path": str(data)}] if data else [],
         "template": {"format": "chatml"},
-        "max_tokens": 128,
+        "max_tokens": 160,
         "packing": {"by": "tokens", "tokens_per_pack": 256, "packs_per_step": 1},
         "optimizer": {"learning_rate": 1e-3},
         "train": {"device": "cpu", "dtype": "float32", "threads": 1, "seed": 1},
@@ -143,7 +143,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def differing_bits(first: Path, second: Path) -> list[str]:
-    """What differs between two runs' newest checkpoints and logs, timings aside; empty if they are bit for bit equal."""
+    """What differs between two runs' newest checkpoints and logs, timings aside; empty if equal bit for bit."""
     ours, theirs = latest_checkpoint(first, verify="full"), latest_checkpoint(second, verify="full")
     assert ours is not None and theirs is not None
     found = [] if ours.name == theirs.name else [f"{ours.name} or {theirs.name}"]

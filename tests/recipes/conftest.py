@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny_model import make_tiny_model
 
 

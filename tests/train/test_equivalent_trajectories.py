@@ -9,6 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+
+import chatwright.batches.loader as loader
+import chatwright.train.trainer as trainer_module
+from chatwright.batches.collate import collate
+from chatwright.checkpoints.store import latest_checkpoint
+from chatwright.recipes.data import build_data
+from chatwright.train.step import StepSums, accumulate_step
 from training_runs import (
     checkpoint_tensors,
     conversations,
@@ -21,21 +28,14 @@ from training_runs import (
     write_rows,
 )
 
-import chatwright.batches.loader as loader
-import chatwright.train.trainer as trainer_module
-from chatwright.batches.collate import collate
-from chatwright.checkpoints.store import latest_checkpoint
-from chatwright.recipes.data import build_data
-from chatwright.train.step import StepSums, accumulate_step
-
 BOUNDS = {"float32": 1e-5, "float64": 1e-12}
 EPOCHS = 5
 WHOLE = {"by": "tokens", "tokens_per_pack": 2048, "packs_per_step": 1}
 SPLITS: dict[str, dict[str, Any]] = {
-    "many packs": {"packing": {"by": "tokens", "tokens_per_pack": 128}},
+    "many packs": {"packing": {"by": "tokens", "tokens_per_pack": 160}},
     "uneven packs": {"packing": {"by": "tokens", "tokens_per_pack": 300}},
     "by examples": {"packing": {"by": "examples", "tokens_per_pack": 2048, "examples_per_step": 16}},
-    "one example a pack": {"packing": {"by": "examples", "tokens_per_pack": 128, "examples_per_step": 16}},
+    "one example a pack": {"packing": {"by": "examples", "tokens_per_pack": 160, "examples_per_step": 16}},
     "recomputed layers": {"packing": WHOLE, "train": {"activation_checkpointing": True}},
 }
 LENGTH = {"train": {"epochs": EPOCHS}, "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from chatwright.batches.token_cache import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
+from chatwright.console import note
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_plan
@@ -125,25 +127,33 @@ def _rendered(settings: RunSettings, template: Template, sources: Mapping[str, A
 
 
 def _write_cache(folder: Path, key: str, rendered: Rendered) -> None:
-    """Keep rendered tokens; `facts.json` is written last, and a folder without it is no cache."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    rendered.store.save(folder / "train", key)
-    rendered.heldout.save(folder / "heldout", key)
-    np.save(folder / "entry_index.npy", rendered.entry_index)
+    """Keep rendered tokens: written aside and renamed, so that ranks and other runs may do it at the same time.
+
+    A cache that can't be written costs time on the next start, never this run.
+    """
+    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     facts = {"entries": [asdict(entry) for entry in rendered.entries], "ledger": rendered.ledger.to_dict()}
-    aside = folder / "facts.tmp"
-    aside.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-    aside.rename(folder / "facts.json")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged or half-written: a good one would have been read
+        aside.mkdir(parents=True)
+        rendered.store.save(aside / "train", key)
+        rendered.heldout.save(aside / "heldout", key)
+        np.save(aside / "entry_index.npy", rendered.entry_index)
+        (aside / "facts.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        aside.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process has made it meanwhile
+            note(f"the tokens can't be cached in {folder.parent}: {error.strerror or error}")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read_cache(folder: Path, key: str) -> Rendered | None:
-    if not (folder / "facts.json").is_file():
-        return None
-    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         store, heldout = TokenStore.load(folder / "train", key), TokenStore.load(folder / "heldout", key)
-    except DataError:
-        return None  # damaged or of another version: rendered anew, and written over
-    entries = tuple(EntryInfo(**entry) for entry in facts["entries"])
-    return Rendered(store, heldout, entries, np.load(folder / "entry_index.npy"), Ledger.from_dict(facts["ledger"]))
+        entries = tuple(EntryInfo(**entry) for entry in facts["entries"])
+        ledger, owner = Ledger.from_dict(facts["ledger"]), np.load(folder / "entry_index.npy")
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None  # absent, damaged or of another version: rendered anew, and written over
+    return Rendered(store, heldout, entries, owner, ledger)

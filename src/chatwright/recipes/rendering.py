@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,12 @@ def read_entry(entry: DataSettings, seed: int, given: Any = None) -> tuple[list[
         DataError: a bad row, or no rows.
     """
     if given is not None:
-        rows = list(given)
-        if rows and all(isinstance(row, Conversation) for row in rows):
-            return rows, EntryInfo(entry.source_name, "conversations", len(rows))
-        loaded = load_conversations(given if hasattr(given, "features") else rows, format=entry.format)
+        rows = given if hasattr(given, "features") else list(given)
+        if len(rows) and all(isinstance(row, Conversation) for row in rows):
+            return _with_own_rows(rows, entry.source_name), EntryInfo(entry.source_name, "conversations", len(rows))
+        loaded = load_conversations(rows, format=entry.format)
+        named = [replace(conversation, source=entry.source_name) for conversation in loaded.conversations]
+        return named, EntryInfo(entry.source_name, loaded.format, loaded.num_rows, loaded.skip_counts)
     elif entry.task:
         task = make_task(entry.task, **entry.task_options)
         made = task.conversations(entry.split, entry.stop, seed)[entry.start or 0 :]
@@ -77,6 +79,13 @@ def read_entry(entry: DataSettings, seed: int, given: Any = None) -> tuple[list[
     return loaded.conversations, EntryInfo(entry.source_name, loaded.format, loaded.num_rows, loaded.skip_counts)
 
 
+def _with_own_rows(conversations: list[Conversation], name: str) -> list[Conversation]:
+    """Conversations made in memory, each with a place of its own; those that say where they come from keep it."""
+    if len({(c.source, c.row) for c in conversations}) == len(conversations):
+        return conversations
+    return [replace(conversation, source=name, row=row) for row, conversation in enumerate(conversations)]
+
+
 def render_entries(settings: RunSettings, template: Template, sources: Mapping[str, Any] | None) -> Rendered:
     """Read and render everything a recipe names.
 
@@ -90,15 +99,17 @@ def render_entries(settings: RunSettings, template: Template, sources: Mapping[s
     examples: list[RenderedExample] = []
     heldout: list[RenderedExample] = []
     owner: list[int] = []
-    for number, (entry, given) in enumerate(work):
-        conversations, info = read_entry(entry, seed, given)
+    read = [read_entry(entry, seed, given) for entry, given in work]
+    chosen = _heldout_rows([conversations for conversations, _ in read], settings.heldout.share, seed)
+    for number, ((entry, _), (conversations, info)) in enumerate(zip(work, read, strict=True)):
         info = _with_own_name(info, infos)
         infos.append(info)
         ledger.count(info.name, Stage.READ, info.num_rows)
         for reason, count in info.skipped.items():
             ledger.count(info.name, Stage.SKIPPED, count, reason=f"bad {reason}")
         ledger.count(info.name, Stage.CONVERTED, len(conversations))
-        train, held = _split(conversations, settings.heldout.share, seed)
+        train = [c for c in conversations if (c.source, c.row) not in chosen]
+        held = [c for c in conversations if (c.source, c.row) in chosen]
         ledger.count(info.name, Stage.HELD_OUT, len(held))
         made = _render(train, entry, settings, template, ledger, info.name)
         ledger.count(info.name, Stage.REPEATED, len(made) * (entry.epochs - 1), _tokens(made) * (entry.epochs - 1))
@@ -123,15 +134,20 @@ def _with_own_name(info: EntryInfo, before: Sequence[EntryInfo]) -> EntryInfo:
     return info if not same else EntryInfo(f"{info.name} #{same + 1}", info.format, info.num_rows, info.skipped)
 
 
-def _split(conversations: list[Conversation], share: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
-    """Training and held-out rows: each row falls by its own counter-based draw, at least one on either side."""
-    if not share:
-        return conversations, []
-    draws = np.array([seed_for(seed, "heldout", c.source, c.row) / 2**64 for c in conversations])
-    count = min(max(1, round(share * len(conversations))), len(conversations) - 1)
-    chosen = set(np.argsort(draws, kind="stable")[:count].tolist())
-    train = [c for index, c in enumerate(conversations) if index not in chosen]
-    return train, [conversations[index] for index in sorted(chosen)]
+def _heldout_rows(read: Sequence[Sequence[Conversation]], share: float, seed: int) -> set[tuple[str, int]]:
+    """The held-out rows of each entry: those with the lowest counter-based draws, at least one on either side.
+
+    A row that several entries read is held out of all of them or of none: the first that reads it decides.
+    """
+    chosen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int]] = set()
+    for conversations in read if share else ():
+        fresh = {(c.source, c.row) for c in conversations} - seen
+        count = min(max(1, round(share * len(fresh))), len(fresh) - 1)
+        drawn = sorted(fresh, key=lambda place: (seed_for(seed, "heldout", *place), place))
+        chosen.update(drawn[: max(count, 0)])
+        seen |= fresh
+    return chosen
 
 
 def _tokens(examples: Sequence[RenderedExample]) -> int:
