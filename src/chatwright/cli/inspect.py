@@ -40,10 +40,6 @@ def run_inspect(data: str, model: str | None, rows: str, overrides: Sequence[str
         console.rule(title)
         for group in template.render_many(chosen, mask_policy(entry, settings)):
             for example in group:
-                key = example.key
-                share = example.num_supervised / max(len(example.ids), 1)
-                part = f" part {key.part}" if len(group) > 1 else ""
-                console.print(f"row {key.row}{part} · {len(example.ids)} tokens · {share:.0%} trained", style="bold")
                 console.print(show_example(example, template.tokenizer))
                 console.print()
     results = check_laws(template, [conversation for _, chosen in shown for conversation in chosen])

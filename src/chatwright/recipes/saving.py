@@ -132,7 +132,7 @@ class CheckpointWriter:
             tokenizer_identity=text.tokenizer.identity,
             recipe=settings.model_dump(mode="json"),
             versions=_versions(),
-            determinism=determinism_tuple(self.runtime, compiled=settings.train.compile),
+            determinism=determinism_tuple(self.runtime),
             metrics={HELDOUT_METRIC: progress.best_loss} if progress.is_best else {},
             progress=_plain(progress),
         )

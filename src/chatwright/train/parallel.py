@@ -1,4 +1,4 @@
-"""What is applied to a model from outside, in one order: activation checkpointing → compile → equal start."""
+"""What is applied to a model from outside, in one order: activation checkpointing → equal start on every rank."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ def prepare_module(model: nn.Module, objective: Objective, settings: TrainSettin
     if settings.activation_checkpointing:
         owner.checkpoint_activations = True
     module: nn.Module = StepModule(model, objective)
-    if settings.compile:
-        module.compile(dynamic=True)
     share_parameters(model, runtime)
     return module
 

@@ -19,7 +19,6 @@ class TrainSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     threads: PositiveInt | None = None
     activation_checkpointing: bool = False
-    compile: bool = False
     log_every: PositiveInt = 1
     evaluate_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
