@@ -1,0 +1,107 @@
+"""What the laws share: the recipe, its sample, and the model, each made when it is first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chatwright.adapters.lora import adapted_layers
+from chatwright.batches.loader import StepBatches, step_batches
+from chatwright.batches.packed_batch import PackedBatch
+from chatwright.recipes.data import TextSetup, prepare_text
+from chatwright.recipes.model import ModelSetup, build_model
+from chatwright.recipes.run_settings import RunSettings, TrackingSettings
+from chatwright.runtime import Runtime, seed_for
+from chatwright.selftest.sample import FULL, RESUME_STEPS, Sample, SampleSize, one_step_plan, take_sample
+
+STIR = 0.02
+"""An untrained adapter changes nothing; its update is made this large, as a share of its layer's weight (norms)."""
+
+
+@dataclass
+class Context:
+    """One selftest at work.
+
+    Args:
+        settings: the recipe. runtime: one process. folder: for files that are thrown away afterwards.
+        full: look at more rows, and at more splits of a step. kept: what laws share, by name.
+    """
+
+    settings: RunSettings
+    runtime: Runtime
+    folder: Path
+    full: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def text(self) -> TextSetup:
+        """The model's folder, tokenizer and template."""
+        return prepare_text(self.settings)
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The examples that the laws are checked on."""
+        return take_sample(self.settings, self.text, FULL if self.full else SampleSize())
+
+    @cached_property
+    def setup(self) -> ModelSetup:
+        """The recipe's model in float32 (or float64), dropout off, an untrained adapter stirred; never trained."""
+        setup = build_model(self.settings, self.text, self.runtime)
+        stir_adapter(setup.model)
+        setup.model.eval()
+        return setup
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of `setup`."""
+        return self.setup.model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the laws are computed in."""
+        return next(self.model.parameters()).dtype
+
+    def step(
+        self, groups: list[list[int]], rank: int = 0, world_size: int = 1, pad_to: int | None = None
+    ) -> StepBatches:
+        """A rank's batches of a step whose packs are `groups`, as the trainer gets them."""
+        data = self.sample.data
+        made = step_batches(data.store, one_step_plan(groups, data), 0, rank, world_size, pad_to)
+        made.packs[:] = [pack.to(self.runtime.device) for pack in made.packs]
+        return made
+
+    def packed(self) -> PackedBatch:
+        """All chosen examples in one pack."""
+        return self.step([list(self.sample.members)]).packs[0]
+
+    def run_settings(self) -> RunSettings:
+        """The recipe as a run of `RESUME_STEPS` steps in the throw-away folder, without trackers or evaluation."""
+        train = {
+            "max_steps": RESUME_STEPS,
+            "evaluate_every": None,
+            "early_stopping_patience": None,
+            "save_every": RESUME_STEPS // 2,
+        }
+        changes = {
+            "out": str(self.folder / "run"),
+            "tracking": TrackingSettings(),
+            "train": self.settings.train.model_copy(update=train),
+        }
+        return self.settings.model_copy(update=changes)
+
+
+@torch.no_grad()
+def stir_adapter(model: nn.Module) -> None:
+    """Give every adapter that still changes nothing an update of `STIR` times its weight's norm, seeded."""
+    for name, layer in adapted_layers(model).items():
+        if bool(layer.lora_B.any()):
+            continue
+        generator = torch.Generator().manual_seed(seed_for(0, "stir", name))
+        layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator))
+        size = float((layer.lora_B @ layer.lora_A).norm()) * layer.scale
+        layer.lora_B.mul_(STIR * float(layer.weight.norm()) / size)
