@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -66,11 +66,19 @@ def _pattern(token: Mapping[str, Any]) -> str:
     return (r"\s*" if token.get("lstrip") else "") + name + (r"\s*" if token.get("rstrip") else "")
 
 
-def end_of_turn(cuts: Sequence[Cut]) -> Cut | None:
-    """The last control token, if nothing but blanks follows it."""
+def end_of_turn(cuts: Sequence[Cut], ends: Collection[int] | None = None) -> Cut | None:
+    """The control token that ends a turn: one with only blanks and control tokens behind it.
+
+    Args:
+        ends: the ids that may end a turn; the first of them counts. None: any may, and the last one counts.
+    """
+    found = None
     for cut in reversed(cuts):
-        if isinstance(cut.content, int):
+        if isinstance(cut.content, str):
+            if cut.content.strip():
+                break
+        elif ends is None:
             return cut
-        if cut.content.strip():
-            return None
-    return None
+        elif cut.content in ends:
+            found = cut
+    return found

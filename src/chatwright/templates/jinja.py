@@ -86,7 +86,7 @@ class JinjaTemplate(Template):
         def render(messages: Sequence[Mapping[str, Any]], tools: Any, generation: bool) -> str:
             maker = SentinelMaker((), ())
             thinking = self.settings.model_writes_thinking
-            scene = Scene(self._program, messages, tools, self._variables({}), maker.for_texts(()), thinking)
+            scene = Scene(self._program, messages, tools, self._variables({}), maker.for_texts(()), "", thinking)
             return scene.prompt(len(messages)) if generation else scene.upto(len(messages))
 
         features = probe(render, self.tokenizer, self._splitter, "chat template")
@@ -131,7 +131,7 @@ class JinjaTemplate(Template):
         variables = self._variables(sentinels.escape_all({**self.settings.variables, **conversation.variables}))
         tools = None if self.grammar else sentinels.escape_all(conversation.tools)
         thinking = self.settings.model_writes_thinking
-        return Scene(self._program, messages, tools or None, variables, sentinels, thinking)
+        return Scene(self._program, messages, tools or None, variables, sentinels, where, thinking)
 
     # From a scene to outlines
 
@@ -192,8 +192,9 @@ class JinjaTemplate(Template):
         return Reply(index, len(prompt), start + len(name), len(full), full)
 
     def _end(self, scene: Scene, completion: str, offset: int, turn: Turn, conversation: Conversation) -> Cut:
-        end = end_of_turn(self._splitter.split(completion, scene.sentinels.marks, offset))
-        if end is None or end.content not in self.stop_ids:
+        cuts = self._splitter.split(completion, scene.sentinels.marks, offset)
+        end = end_of_turn(cuts, self.features.ends) or end_of_turn(cuts, self.stop_ids)
+        if end is None:
             raise TemplateError(
                 f"message {turn.origin}: no end of turn behind the reply, so the model would never learn to stop",
                 place=place_of(conversation),

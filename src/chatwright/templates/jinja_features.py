@@ -60,7 +60,8 @@ class Features:
 
     Args:
         ends: control ids that end an assistant's turn.
-        prefix, suffix: text that the template itself writes around a plain reply, behind the generation prompt.
+        prefix, suffix: text that the template itself writes around a plain reply, behind the generation prompt
+            (an empty thinking block left aside).
         content, thought: how it trims the reply and the thinking.
         thinking: it renders `reasoning_content`.
         tools: `none`, `unknown` (it renders calls that no grammar here can read), or the name of a JSON grammar.
@@ -93,7 +94,8 @@ def probe(render: Render, tokenizer: TextTokenizer, splitter: ControlSplitter, n
     prompt = render([user], None, True)
     full = render([user, {"role": "assistant", "content": _WORD}], None, False)
     before, after = _around(_completion(prompt, full, name), _WORD, name)
-    end = _turn_end(splitter.split(after, {}), name)
+    later = render([user, _reply(_WORD), {"role": "user", "content": "Ho"}], None, False).partition(_WORD)[2]
+    end = _turn_end(splitter, after, later, name)
     if _control_before(splitter, before):
         raise TemplateError(
             f"writes {before!r} before a reply, which its generation prompt lacks",
@@ -106,7 +108,7 @@ def probe(render: Render, tokenizer: TextTokenizer, splitter: ControlSplitter, n
     thinking, thought = _probe_thinking(render)
     return Features(
         ends=tuple(dict.fromkeys([_id(end), *call_end])),
-        prefix="" if thinks else before,
+        prefix=before.partition(THINK_OPEN)[0] if thinks else before,
         suffix="".join(cut.content for cut in splitter.split(after[: end.start], {}) if isinstance(cut.content, str)),
         content=_edges(full, render([user, _reply(f"{_EDGE}{_WORD}{_EDGE}")], None, False), _WORD),
         thought=thought,
@@ -146,8 +148,15 @@ def _around(text: str, word: str, name: str) -> tuple[str, str]:
     return before, after
 
 
-def _turn_end(cuts: Sequence[Cut], name: str) -> Cut:
-    end = end_of_turn(cuts)
+def _turn_end(splitter: ControlSplitter, after: str, later: str, name: str) -> Cut:
+    """The end of a turn: if possible a token that stands there as the last turn ends and as the chat goes on alike.
+
+    Args:
+        after: what follows a last reply. later: what follows it when another message comes.
+    """
+    cuts = splitter.split(after, {})
+    same = [cut for cut in cuts if later.startswith(after[: cut.end])]
+    end = end_of_turn(same) or end_of_turn(cuts)
     if end is None:
         raise TemplateError(
             "has no end of turn: no control token ends a reply, so the model would never learn to stop",
@@ -182,7 +191,9 @@ def _probe_thinking(render: Render) -> tuple[bool, Edges]:
         render([user, _reply(_WORD, reasoning_content=thought)], None, False)
         for thought in (_THOUGHT, f"{_EDGE}{_THOUGHT}{_EDGE}")
     )
-    return (True, _edges(plain, edged, _THOUGHT)) if _THOUGHT in plain else (False, Edges())
+    before, found, after = plain.partition(_THOUGHT)
+    readable = found and THINK_OPEN in before.rpartition(THINK_CLOSE)[2] and THINK_CLOSE in after
+    return (True, _edges(plain, edged, _THOUGHT)) if readable else (False, Edges())
 
 
 def _probe_tools(render: Render, splitter: ControlSplitter, name: str) -> tuple[str, bool, list[int]]:
@@ -197,18 +208,18 @@ def _probe_tools(render: Render, splitter: ControlSplitter, name: str) -> tuple[
         return "none", False, []
     if "qz_tool" not in prompt or "qz value" not in full or "qz result" not in after:
         return "none", False, []
-    if not full.startswith(prompt):
-        return "unknown", False, []
-    cuts = splitter.split(full[len(prompt) :], {})
-    end = end_of_turn(cuts)
+    completion = full[len(prompt) :] if full.startswith(prompt) else ""
+    later = after[len(prompt) :] if after.startswith(prompt) else ""
+    end = end_of_turn(splitter.split(completion, {}))
     if end is None:
         return "unknown", False, []
-    text = full[len(prompt) : len(prompt) + end.start].rpartition(THINK_CLOSE)[2].lstrip("\n")
+    end = _turn_end(splitter, completion, later, name)
+    text = completion[: end.start].rpartition(THINK_CLOSE)[2].lstrip("\n")
     for grammar, read in JSON_GRAMMARS.items():
         reading = read(text, lambda tag: tag)
         if len(reading.calls) == 1 and reading.calls[0].tool == "qz_tool" and "qz value" in reading.calls[0].text:
             return grammar, reading.calls[0].call_id is not None, [_id(end)]
-    return "unknown", False, [_id(end)]
+    return "unknown", False, []
 
 
 def grammar_tags() -> tuple[str, ...]:

@@ -134,12 +134,14 @@ class JinjaProgram:
         variables: Mapping[str, Any],
         *,
         add_generation_prompt: bool,
+        place: str | None = None,
     ) -> str:
         """The text that the template makes.
 
         Args:
             messages: dicts in OpenAI's shape. tools: schemas, or None.
             variables: further names; `now` is the date that `strftime_now` shows.
+            place: what to call the conversation in errors.
 
         Raises:
             TemplateError: the template fails, refuses the conversation, or runs too long.
@@ -155,7 +157,7 @@ class JinjaProgram:
         run.now, run.rounds, run.deadline = str(variables.get("now", FIXED_NOW)), 0, time.monotonic() + MAX_SECONDS
         chunks: list[str] = []
         size = 0
-        with self._errors():
+        with _errors(place or self.name):
             for chunk in self._template.generate(context):
                 chunks.append(chunk)
                 size += len(chunk)
@@ -165,19 +167,21 @@ class JinjaProgram:
                     raise _TooMuch(f"more than {MAX_SECONDS:g} s")
         return "".join(chunks)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except _TooMuch as error:
-            raise TemplateError(f"was stopped after {error}", place=self.name) from None
-        except _Raised as error:
-            raise TemplateError(f"refuses the conversation: {error}", place=self.name) from None
-        except (
-            *(jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError),
-            *(OverflowError, ZeroDivisionError, RecursionError, MemoryError),
-        ) as error:
-            raise TemplateError(f"fails: {type(error).__name__}: {error}", place=self.name) from None
+
+@contextmanager
+def _errors(place: str) -> Iterator[None]:
+    """Whatever goes wrong inside a template as a `TemplateError`."""
+    try:
+        yield
+    except _TooMuch as error:
+        raise TemplateError(f"was stopped after {error}", place=place) from None
+    except _Raised as error:
+        raise TemplateError(f"refuses the conversation: {error}", place=place) from None
+    except (
+        *(jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError),
+        *(OverflowError, ZeroDivisionError, RecursionError, MemoryError),
+    ) as error:
+        raise TemplateError(f"fails: {type(error).__name__}: {error}", place=place) from None
 
 
 def _to_json(

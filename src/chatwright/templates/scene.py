@@ -30,6 +30,7 @@ class Scene:
         tools: escaped tool schemas, or None.
         variables: what else the template is given.
         sentinels: the map that takes the escapes back.
+        where: the conversation's source and row, for errors.
         model_writes_thinking: leave the thinking block out of the generation prompt.
     """
 
@@ -38,6 +39,7 @@ class Scene:
     tools: Sequence[Mapping[str, Any]] | None
     variables: Mapping[str, Any]
     sentinels: Sentinels
+    where: str = ""
     model_writes_thinking: bool = False
     _made: dict[tuple[int, bool], str] = field(default_factory=dict)
 
@@ -52,14 +54,15 @@ class Scene:
 
     def _render(self, count: int, generation: bool) -> str:
         if (count, generation) not in self._made:
+            place = f"{self.where}, {self.program.name}" if self.where else self.program.name
             text = self.program.render(
-                self.messages[:count], self.tools, self.variables, add_generation_prompt=generation
+                self.messages[:count], self.tools, self.variables, add_generation_prompt=generation, place=place
             )
             altered = self.sentinels.altered(text)
             if altered:
                 raise TemplateError(
                     f"rewrites characters of a message (as {altered}), so text and control tokens can't be kept apart",
-                    place=self.program.name,
+                    place=place,
                     hint="use another template, or a native format such as template.format: chatml",
                 )
             self._made[count, generation] = text

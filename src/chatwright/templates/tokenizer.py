@@ -221,6 +221,10 @@ class TextTokenizer:
         """The same tokenizer with other chat templates (by name; the usual one is `default`)."""
         return TextTokenizer(replace(self._files, templates=dict(templates)))
 
+    def with_special(self, **names: str) -> TextTokenizer:
+        """The same tokenizer with other special tokens, such as `bos_token="<s>"`; they must be tokens it has."""
+        return TextTokenizer(replace(self._files, special={**self._files.special, **names}))
+
     def added_token_flags(self) -> list[dict[str, Any]]:
         """The control tokens with their `lstrip`, `rstrip` and `single_word` flags, as tokenizer.json has them."""
         return [token for token in self._files.tokenizer["added_tokens"] if token["content"] in self.control_ids]
