@@ -27,7 +27,8 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
         if storage in owners:
             plain[name] = tensor.clone()
         owners.add(storage)
-    save_file(plain, path, metadata={"format": "pt", _METADATA_KEY: json.dumps(metadata or {})})
+    # one entry only: the format writes several in random order, and equal states must be equal files
+    save_file(plain, path, metadata={_METADATA_KEY: json.dumps(metadata)} if metadata else {"format": "pt"})
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
