@@ -25,7 +25,7 @@ class FlatGradients:
         parameters: trainable, all on one device; their order fixes the layout.
 
     Attributes:
-        flat: `[total]`, float32 (float64 if any parameter is float64); padding stays 0.
+        flat: `[total]`, float32 (float64 if any parameter is float64); padding stays 0. Read it through `settle`.
         views: one per parameter, in its shape.
     """
 
@@ -38,28 +38,50 @@ class FlatGradients:
         self.dtype = torch.float64 if double else torch.float32
         self.flat = torch.zeros(_padded_total(self.parameters), dtype=self.dtype, device=devices.pop())
         self.views = flat_views(self.flat, self.parameters)
-        self._handles = [self._connect(p, view) for p, view in zip(self.parameters, self.views, strict=True)]
+        self._stale = [False] * len(self.parameters)
+        self._handles = [self._connect(index) for index in range(len(self.parameters))]
 
-    def _connect(self, parameter: nn.Parameter, view: torch.Tensor) -> torch.utils.hooks.RemovableHandle | None:
+    def _connect(self, index: int) -> torch.utils.hooks.RemovableHandle | None:
+        parameter, view = self.parameters[index], self.views[index]
         if parameter.dtype == self.dtype:
             parameter.grad = view  # autograd adds in place
             return None
         parameter.grad = None
 
         def add_to_buffer(tensor: torch.Tensor) -> None:
-            if tensor.grad is not None:
+            if tensor.grad is None:
+                return
+            if self._stale[index]:
+                view.copy_(tensor.grad)  # the step's first: saves emptying the view and reading it back
+                self._stale[index] = False
+            else:
                 view.add_(tensor.grad)
-                tensor.grad = None
+            tensor.grad = None
 
         handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(add_to_buffer)
         return handle
 
     def zero(self) -> None:
-        """Empty the buffer; connects again what someone's `zero_grad()` cut off."""
-        self.flat.zero_()
-        for parameter, view in zip(self.parameters, self.views, strict=True):
-            if parameter.dtype == self.dtype and parameter.grad is not view:
+        """Empty the buffer; connects again what someone's `zero_grad()` cut off.
+
+        A low-precision parameter's view is only marked: its next gradient overwrites it, and `settle` empties
+        it where none came.
+        """
+        for index, (parameter, view) in enumerate(zip(self.parameters, self.views, strict=True)):
+            if parameter.dtype != self.dtype:
+                self._stale[index] = True
+                continue
+            view.zero_()
+            if parameter.grad is not view:
                 parameter.grad = view
+
+    def settle(self) -> torch.Tensor:
+        """`flat` with every view true: those that got no gradient since `zero` are emptied."""
+        for index, view in enumerate(self.views):
+            if self._stale[index]:
+                view.zero_()
+                self._stale[index] = False
+        return self.flat
 
     def require_connected(self) -> None:
         """Assert that gradients really went into the buffer."""
@@ -69,7 +91,7 @@ class FlatGradients:
 
     def norm(self) -> float:
         """The 2-norm of the whole buffer; blocks of fixed size are summed in float64, so it repeats exactly."""
-        blocks = torch.linalg.vector_norm(self.flat.view(-1, BLOCK), dim=1)  # [total / BLOCK]
+        blocks = torch.linalg.vector_norm(self.settle().view(-1, BLOCK), dim=1)  # [total / BLOCK]
         return float(torch.linalg.vector_norm(blocks.cpu().double()))
 
     def close(self) -> None:

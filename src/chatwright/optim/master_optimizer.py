@@ -30,6 +30,8 @@ class MasterOptimizer:
     Args:
         named_params: such as `model.named_parameters()`; frozen ones are ignored.
         settings: rates, decay, clipping, rules.
+        masters: full-precision values of low-precision parameters, taken over without a copy; by default the
+            parameters' own values.
 
     Attributes:
         groups: the parameter groups. gradients: the flat buffer.
@@ -39,7 +41,12 @@ class MasterOptimizer:
         ConfigError: nothing is trainable, or a rule matches nothing.
     """
 
-    def __init__(self, named_params: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSettings) -> None:
+    def __init__(
+        self,
+        named_params: Iterable[tuple[str, nn.Parameter]],
+        settings: OptimizerSettings,
+        masters: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.settings = settings
         self.groups: list[ParamGroup] = build_groups(named_params, settings)
         self.parameters = {
@@ -51,7 +58,8 @@ class MasterOptimizer:
         self.masters: dict[str, torch.Tensor] = {}
         for (name, parameter), view in zip(self.parameters.items(), self.gradients.views, strict=True):
             own = parameter.dtype == self.gradients.dtype
-            master = parameter if own else parameter.detach().to(self.gradients.dtype)
+            given = None if masters is None else masters[name].to(self.gradients.dtype)
+            master = parameter if own else parameter.detach().to(self.gradients.dtype) if given is None else given
             master.grad = view
             self.masters[name] = master
         self.update = UPDATES[settings.name](self.groups, self.masters, settings)
@@ -62,7 +70,7 @@ class MasterOptimizer:
     @property
     def flat_gradient(self) -> torch.Tensor:
         """The gradient sum of all parameters, `[total]`: the one tensor to all-reduce."""
-        return self.gradients.flat
+        return self.gradients.settle()
 
     @property
     def learning_rate(self) -> float:

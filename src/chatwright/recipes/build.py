@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from chatwright.batches.collate import collate
-from chatwright.batches.loader import StepLoader
+from chatwright.batches.loader import FAST_MULTIPLE, StepLoader
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.errors import CheckpointError
@@ -66,9 +66,7 @@ def build_optimizer(settings: RunSettings, model: nn.Module, dtype: torch.dtype)
     """Cast the model to its compute dtype; the optimizer keeps the trainable parameters at full precision."""
     exact = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.to(dtype)
-    optimizer = MasterOptimizer(model.named_parameters(), settings.optimizer)
-    optimizer.load_masters(exact)
-    return optimizer
+    return MasterOptimizer(model.named_parameters(), settings.optimizer, masters=exact)
 
 
 def build_trainer(
@@ -116,6 +114,7 @@ def build_trainer(
             runtime.device,
             start_step=step,
             pad_to=_pad_to(settings, runtime),
+            pad_multiple=FAST_MULTIPLE,
         ),
         num_steps=data.plan.num_steps,
         schedule=schedule.__getitem__,

@@ -32,7 +32,7 @@ def run_identity(data: RunData) -> dict[str, str]:
 def _store_hash(store: TokenStore) -> str:
     digest = hashlib.sha256()
     for array in (store.offsets, store.ids, store.weights):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
