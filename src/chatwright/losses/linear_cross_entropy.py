@@ -172,6 +172,8 @@ def _scaled(
 ) -> list[torch.Tensor | None]:
     """Each gradient times the incoming one, then cast to its tensor's dtype (float16 must be scaled first)."""
     found = (gradients.hidden, gradients.weight, gradients.bias, gradients.row_weights)
+    if factor is not None and factor.device.type == "cpu" and factor.item() == 1.0:
+        factor = None  # `total.backward()`: saves a pass over the weight's gradient
     return [
         None if value is None else (value if factor is None else value * factor.to(value.dtype)).to(dtype)
         for value, dtype in zip(found, dtypes, strict=True)
