@@ -260,8 +260,9 @@ def test_time_and_size_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     stored = "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}"
-    for text in (loops, stored, "{{ 'a' * 10**10 }}", "{{ 10 ** 10 ** 10 }}", "{{ '%99999999999d' % 1 }}"):
-        with pytest.raises(TemplateError, match=r"stopped after"):
+    recursive = "{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}"
+    for text in (loops, stored, recursive, "{{ 'a' * 10**10 }}", "{{ 10 ** 10 ** 10 }}", "{{ '%99999999999d' % 1 }}"):
+        with pytest.raises(TemplateError, match=r"stopped after|RecursionError"):
             render(text)
     for text in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}"):
         with pytest.raises(TemplateError, match="fails"):
@@ -279,6 +280,10 @@ def test_the_environment_is_that_of_transformers() -> None:
     assert render("{% generation %}{{ messages[0].content }}{% endgeneration %}") == "x"
     loop = "{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{{ loop.last }}{% endfor %}"
     assert render(loop) == "1False"
+    nested = "{% for i in [1, [2, [3]]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}"
+    assert render(nested) == "123"
+    assert render("{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.length }}{% endfor %}") == "1"
+    assert render("{% for x in nothing %}{{ x }}{% else %}none{% endfor %}") == "none"
     assert render("{{ {'a': '<é>'} | tojson }}") == '{"a": "<é>"}'
 
 
@@ -320,3 +325,11 @@ def test_default_system_is_given_only_where_there_is_none() -> None:
     assert "Be kind." in outline_text(template, chat("Hi", "Hello"))
     assert "Be kind." not in outline_text(template, chat("Hi", "Hello", system="Be terse."))
     assert all(result.passed for result in check_laws(template, [chat("Hi", "Hello")]))
+
+
+def test_templates_say_whether_text_can_imitate_roles() -> None:
+    found = {name: family_template(name).delimiters for name in FAMILIES}
+    assert found == {**dict.fromkeys(FAMILIES, "tokens"), "llama2": "text"}
+    (_, law, *_) = check_laws(family_template("llama2"), [chat("Hi", "Hello")])
+    assert law.passed and "imitate" in law.detail
+    assert native_template("chatml").delimiters == "tokens"

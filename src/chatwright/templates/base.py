@@ -25,6 +25,10 @@ RENDERER_VERSION = 1
 """Part of a template's identity: raised whenever the same settings would give other tokens."""
 
 
+Delimiters = Literal["tokens", "text"]
+"""What tells messages apart: control tokens, which no text can forge, or plain text such as `[INST]`, which any can."""
+
+
 class TrainOn(StrEnum):
     """Which tokens the model is trained to produce.
 
@@ -90,6 +94,7 @@ class Template(ABC):
         grammar: the token-delimited tool grammar, or None.
         jinja: the equivalent chat template, to save with a model.
         trained_token_ids: control tokens that the base model never learned (mapped or added): their rows need training.
+        delimiters: `text` where roles are plain text, so that a message can imitate another one's header.
     """
 
     tokenizer: TextTokenizer
@@ -98,6 +103,7 @@ class Template(ABC):
     grammar: ToolGrammar | None
     jinja: str
     trained_token_ids: tuple[int, ...]
+    delimiters: Delimiters
 
     # What a template defines
 

@@ -71,6 +71,7 @@ class JinjaTemplate(Template):
         self._program = JinjaProgram(self.jinja)
         self._splitter = ControlSplitter(tokenizer)
         self.features = self._probe()
+        self.delimiters = self.features.delimiters
         self.stop_ids = tuple(sorted({*self.features.ends, *tokenizer.stop_ids}))
         think = ThinkTokens.of(tokenizer)
         place = self.features.place

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chatwright.errors import TemplateError
+from chatwright.templates.base import Delimiters
 from chatwright.templates.control_split import ControlSplitter, Cut, end_of_turn
 from chatwright.templates.json_grammars import GRAMMAR_TAGS, JSON_GRAMMARS
 from chatwright.templates.replies import THINK_CLOSE, THINK_OPEN
@@ -14,7 +15,7 @@ from chatwright.templates.tokenizer import TextTokenizer
 from chatwright.templates.twin import Place
 
 Trim = Literal["none", "newlines", "blanks"]
-_WORD, _THOUGHT = "Qzx", "Qzt"
+_WORD, _THOUGHT, _ASKED = "Qzx", "Qzt", "Qzu"
 _EDGE = "\n \n"
 PROBE_TOOL: dict[str, Any] = {
     "type": "function",
@@ -66,6 +67,7 @@ class Features:
         thinking: it renders `reasoning_content`.
         tools: `none`, `unknown` (it renders calls that no grammar here can read), or the name of a JSON grammar.
         call_ids: it writes the ids of calls.
+        delimiters: whether control tokens stand between a message and the reply, or plain text only.
         place: where a reply's first token stands.
     """
 
@@ -77,6 +79,7 @@ class Features:
     thinking: bool
     tools: str
     call_ids: bool
+    delimiters: Delimiters
     place: Place
 
 
@@ -90,13 +93,13 @@ def probe(render: Render, tokenizer: TextTokenizer, splitter: ControlSplitter, n
     Raises:
         TemplateError: it can't render a plain exchange, has no end of turn, or gives no generation prompt.
     """
-    user = {"role": "user", "content": "Hi"}
+    user = {"role": "user", "content": _ASKED}
     prompt = render([user], None, True)
     full = render([user, {"role": "assistant", "content": _WORD}], None, False)
     before, after = _around(_completion(prompt, full, name), _WORD, name)
     later = render([user, _reply(_WORD), {"role": "user", "content": "Ho"}], None, False).partition(_WORD)[2]
     end = _turn_end(splitter, after, later, name)
-    if _control_before(splitter, before):
+    if _has_control(splitter, before):
         raise TemplateError(
             f"writes {before!r} before a reply, which its generation prompt lacks",
             place=name,
@@ -115,6 +118,7 @@ def probe(render: Render, tokenizer: TextTokenizer, splitter: ControlSplitter, n
         thinking=thinking,
         tools=grammar,
         call_ids=call_ids,
+        delimiters="tokens" if _has_control(splitter, prompt.rpartition(_ASKED)[2]) else "text",
         place=Place.INSIDE if last and isinstance(last[0].content, str) else Place.AFTER_CONTROL,
     )
 
@@ -171,8 +175,9 @@ def _id(cut: Cut) -> int:
     return cut.content
 
 
-def _control_before(splitter: ControlSplitter, before: str) -> bool:
-    rest = before.replace(THINK_OPEN, "").replace(THINK_CLOSE, "")
+def _has_control(splitter: ControlSplitter, text: str) -> bool:
+    """Whether a text holds control tokens other than those of thinking."""
+    rest = text.replace(THINK_OPEN, "").replace(THINK_CLOSE, "")
     return any(isinstance(cut.content, int) for cut in splitter.split(rest, {}))
 
 

@@ -6,6 +6,7 @@ The environment follows transformers' (`utils/chat_template_utils.py`): block tr
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -53,10 +54,23 @@ class _Generation(jinja2.ext.Extension):
         return str(caller())
 
 
+_SAFE: dict[tuple[type, str], bool] = {}
+
+
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The sandbox, with arithmetic bounded and every loop counted."""
 
     intercepted_binops = frozenset(["*", "**", "%"])
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """The sandbox's own answer, remembered for plain types, where it depends on type and name only."""
+        kind = type(obj)
+        if kind not in (str, dict, list):
+            return super().is_safe_attribute(obj, attr, value)
+        known = _SAFE.get((kind, attr))
+        if known is None:
+            known = _SAFE[kind, attr] = super().is_safe_attribute(obj, attr, value)
+        return known
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Multiplication and powers can make huge values in one step: bounded by size."""
@@ -70,6 +84,24 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             _bounded_format(left)
         return super().call_binop(context, operator, left, right)
+
+
+def _count_rounds(loop: jinja2.nodes.For, environment: jinja2.Environment) -> None:
+    """Make a loop count its rounds: all at its start, or one by one where it is recursive."""
+
+    def call(name: str, *arguments: Any) -> jinja2.nodes.Call:
+        return jinja2.nodes.Call(jinja2.nodes.Name(name, "load"), list(arguments), [], None, None)
+
+    added: jinja2.nodes.Node
+    if loop.recursive:
+        added = jinja2.nodes.ExprStmt(call("__tick"))
+        loop.body.insert(0, added)
+    else:
+        added = loop.iter = call("__counted", loop.iter)
+    added.set_environment(environment)
+    for node in (added, *added.find_all(jinja2.nodes.Node)):
+        if node.lineno is None:
+            node.lineno = loop.lineno
 
 
 def _bounded_format(pattern: str) -> None:
@@ -108,24 +140,31 @@ class JinjaProgram:
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.fromisoformat(self._run.now).strftime(form),
             "__tick": self._tick,
+            "__counted": self._counted,
         }
         try:
             tree = environment.parse(text)
             for loop in tree.find_all(jinja2.nodes.For):
-                tick = jinja2.nodes.ExprStmt(jinja2.nodes.Call(jinja2.nodes.Name("__tick", "load"), [], [], None, None))
-                loop.body.insert(0, tick.set_lineno(loop.lineno, override=True).set_environment(environment))
+                _count_rounds(loop, environment)
             code = environment.compile(tree, name=name)
             self._template = environment.template_class.from_code(environment, code, environment.globals)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"isn't valid Jinja: {error.message}", place=f"{name}, line {error.lineno}") from None
 
-    def _tick(self) -> str:
-        self._run.rounds += 1
+    def _tick(self, rounds: int = 1) -> str:
+        self._run.rounds += rounds
         if self._run.rounds > MAX_ROUNDS:
             raise _TooMuch(f"more than {MAX_ROUNDS} rounds of loops")
         if time.monotonic() > self._run.deadline:
             raise _TooMuch(f"more than {MAX_SECONDS:g} s")
         return ""
+
+    def _counted(self, items: Any) -> Any:
+        """What a loop runs over, its rounds counted beforehand; generators become lists."""
+        if not hasattr(items, "__len__"):
+            items = list(itertools.islice(items, MAX_ROUNDS + 1))
+        self._tick(len(items))
+        return items
 
     def render(
         self,

@@ -73,6 +73,8 @@ def check_laws(template: Template, conversations: Sequence[Conversation]) -> lis
         "prompt": f"; encoding the whole string at once would give other tokens in {differing}" if differing else "",
         "text": f"; {forged} hold control strings, kept as text" if forged else "",
     }
+    if template.delimiters == "text":
+        notes["text"] += "; roles are plain text in this template, so a message can imitate another one's header"
     return [_result(name, tally, notes.get(name, "")) for name, tally in tallies.items()]
 
 

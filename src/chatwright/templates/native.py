@@ -122,6 +122,7 @@ class NativeTemplate(Template):
         before = tokenizer
         self.tokenizer = tokenizer = tokenizer.add_control_tokens([*missing, *added, *settings.add_tokens])
         self.settings = settings
+        self.delimiters = "tokens"
         self.grammar = ToolGrammar.from_names(tokenizer, tool_names) if tool_names else None
         self.jinja = self.format.jinja
         self._end = tokenizer.control_ids[self.format.frames["assistant"].end]
