@@ -99,6 +99,6 @@ def report(prepared: RunTrainer, result: TrainResult, recipe: str) -> None:
     if result.heldout_loss is not None:
         note(f"held-out loss {result.heldout_loss:.4f}")
     if result.interrupted:
-        out().print(f"Saved. Go on with:  chatwright train {folder} --resume")
+        out().print(f"Saved. Go on with:  chatwright train {folder} --resume", soft_wrap=True)
     else:
-        out().print(f"Chat with it:  chatwright chat {folder}")
+        out().print(f"Chat with it:  chatwright chat {folder}", soft_wrap=True)
