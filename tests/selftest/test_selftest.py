@@ -50,7 +50,7 @@ def test_the_full_selftest_in_float64(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, train={"device": "cpu", "dtype": "float64"})
     report = check_recipe(settings, CPU, full=True)
     assert report.passed, [o for o in report.outcomes if o.status is Status.BROKEN]
-    assert {o.bound for o in report.outcomes if o.name in ("packing", "splits", "chunked loss")} == {1e-12}
+    assert {o.name: o.bound for o in report.outcomes}["chunked loss"] == 1e-12
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_the_command_prints_one_json_object(
     assert result["passed"] is True and result["broken"] == [] and result["waived"] == []
     row = next(law for law in result["laws"] if law["name"] == "packing")
     assert set(row) == {"name", "measured", "figure", "norm", "bound", "status", "detail"}
-    assert 0 < row["figure"] <= row["bound"] == 1e-5
+    assert 0 < row["figure"] <= row["bound"] == 1e-10
 
 
 def test_a_broken_law_is_printed_and_exits_with_1(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,8 @@ from chatwright.recipes.run_settings import RunSettings, TrackingSettings
 from chatwright.runtime import Runtime, seed_for
 from chatwright.selftest.sample import FULL, RESUME_STEPS, Sample, SampleSize, one_step_plan, take_sample
 
+GRADIENT_COPIES = 4
+"""How many gradients are alive at once when two are compared."""
 STIR = 0.02
 """An untrained adapter changes nothing; its update is made this large, as a share of its layer's weight (norms)."""
 
@@ -66,6 +70,19 @@ class Context:
         """What the laws are computed in."""
         return next(self.model.parameters()).dtype
 
+    @contextmanager
+    def in_double(self) -> Iterator[torch.dtype]:
+        """The model in float64 inside, where device and memory allow it; gives the dtype that it is in."""
+        before, count = self.dtype, sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.setup.trainable.values())
+        wanted = reference_dtype(self.runtime.device)
+        fits = 8 * (count + GRADIENT_COPIES * trained) < free_memory(self.runtime.device)
+        try:
+            self.model.to(wanted if fits else before)
+            yield self.dtype
+        finally:
+            self.model.to(before)
+
     def step(
         self, groups: list[list[int]], rank: int = 0, world_size: int = 1, pad_to: int | None = None
     ) -> StepBatches:
@@ -93,6 +110,21 @@ class Context:
             "train": self.settings.train.model_copy(update=train),
         }
         return self.settings.model_copy(update=changes)
+
+
+def reference_dtype(device: torch.device) -> torch.dtype:
+    """The most exact dtype of a device."""
+    return torch.float32 if device.type in ("mps", "npu") else torch.float64
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on a device; 8 GiB where nothing tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    facts = Path("/proc/meminfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return found[0] if found else 8 * 2**30
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def worst_relative(
     floor = NEGLIGIBLE * sum(norm**2 for norm in norms) ** 0.5
     worst, where = 0.0, ""
     for name, norm, one, other in zip(names, norms, expected, found, strict=True):
-        difference = _norm(other - one)
+        difference = _norm(other.to(one.dtype) - one)
         if difference != difference:
             return difference, name
         size = max(norm, floor)

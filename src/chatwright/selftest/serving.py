@@ -108,7 +108,7 @@ def _log_prob_law(
     detail = f"{len(wanted):,} tokens of {len(replies)} replies; worst: {where}"
     if missing or not wanted:
         worst, detail = float("nan"), f"{len(missing)} of {len(wanted)} trained tokens were never generated"
-    bound = bound_for(context.dtype, 1e-4, 1e-5)  # log-probabilities are float32 in either
+    bound = bound_for(context.dtype, 1e-3, 1e-5)  # log-probabilities are float32 in either
     return judged("serving", LOG_PROBS, worst, "largest difference", bound, detail)
 
 

@@ -53,6 +53,19 @@ class Teacher(nn.Module):
             self.now.append(self.held[slot])
         return self.model(input_ids, position_ids, layout, cache=cache, cache_rows=cache_rows)
 
+    @property
+    def max_positions(self) -> int:
+        """The model's."""
+        return int(self.model.max_positions)  # type: ignore[arg-type]
+
+    def cache_token_bytes(self) -> int:
+        """The model's."""
+        return int(self.model.cache_token_bytes())  # type: ignore[operator]
+
+    def new_cache(self, num_rows: int, capacity: int) -> Any:
+        """The model's."""
+        return self.model.new_cache(num_rows, capacity)  # type: ignore[operator]
+
     def output_head(self) -> TeacherHead:
         """The head's stand-in."""
         return TeacherHead(self)
