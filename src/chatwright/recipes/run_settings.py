@@ -116,4 +116,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
         ConfigError: with every unknown or impossible setting at once.
     """
     path = find_recipe(name)
-    return build(RunSettings, apply_overrides(read_yaml(path), overrides), str(path))
+    plain = read_yaml(path)
+    if Path(name).is_dir():
+        plain["out"] = name  # a run that was moved, or is named from another working folder, stays itself
+    return build(RunSettings, apply_overrides(plain, overrides), str(path))
