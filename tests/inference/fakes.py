@@ -98,6 +98,19 @@ class ModelThatLearnedByHeart(nn.Module):
         cache.advance(cache_rows, layout.lengths_q)
         return torch.tensor(answers)[:, None].float(), {}
 
+    @property
+    def max_positions(self) -> int:
+        """Of its config."""
+        return self.config.max_positions
+
+    def cache_token_bytes(self) -> int:
+        """One byte, so that any number of rows fits."""
+        return 1
+
+    def new_cache(self, num_rows: int, capacity: int) -> KVCache:
+        """Lengths are all that is used of it."""
+        return KVCache(self.config, num_rows, capacity)
+
     def output_head(self) -> OneHotHead:
         """See `OneHotHead`."""
         return OneHotHead(self.config.vocab_size)

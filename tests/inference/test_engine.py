@@ -13,6 +13,7 @@ from chatwright.errors import ModelError
 from chatwright.inference.engine import Engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.layouts import SegmentLayout
+from chatwright.models.foreign import ForeignLM
 from chatwright.models.transformer import CausalLM
 
 STOPS = (2, 11)
@@ -198,3 +199,38 @@ def test_streamed_tokens_are_the_replies(llama: CausalLM) -> None:
         assert [token.token_id for token in mine] == reply.ids
         assert [token.stop_reason for token in mine] == [None] * (len(mine) - 1) + [reply.stop_reason]
     assert list(engine.stream([], settings)) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "gpt2", "vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
+        {
+            "model_type": "gpt_neox",
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 96,
+        },
+    ],
+    ids=lambda fields: fields["model_type"],
+)
+def test_models_that_run_through_transformers_generate_as_they_do_there(fields: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**fields, initializer_range=0.4, bos_token_id=1, eos_token_id=2)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.generation_config.pad_token_id = 0
+    engine = Engine(ForeignLM(theirs), stop_ids=STOPS, max_rows=3)
+    settings = SamplingSettings(max_new_tokens=20)
+    replies = engine.generate(PROMPTS, settings)
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        assert reply.ids == their_reply(theirs, prompt, 20, list(STOPS))
+    plain, forced = engine.generate(PROMPTS[:1], settings)[0], [50, 2, 51]
+    reply = engine.generate(PROMPTS[:1], settings, ForceAfter(3, forced))[0]
+    assert reply.ids[:6] == [*plain.ids[:3], *forced]
+    assert reply.ids[6:] == engine.generate([[*PROMPTS[0], *reply.ids[:6]]], settings)[0].ids[:14]
+    with pytest.raises(ModelError, match="context is 96"):
+        engine.generate([[1] * 96], settings)

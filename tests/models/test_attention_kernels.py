@@ -6,20 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_variants import VARIANTS
 from random_segments import distance
 
 from chatwright.layouts import SegmentLayout
 from chatwright.models.block_attention import block_attention
 from chatwright.models.block_plan import plan_blocks
+from chatwright.models.cached_attention import CacheView, attend_decode
 from chatwright.models.config import Activation
 from chatwright.models.elementwise import apply_rope, gated, rms_norm
+from chatwright.models.families import config_from_hf
+from chatwright.models.few_rows import linear, project
+from chatwright.models.kv_cache import KVCache
 from chatwright.models.segment_attention import (
     BLOCKS_UP_TO,
     Scores,
-    attend_decode,
     attend_runs,
     attend_segments,
-    decode_padded,
     visible,
 )
 
@@ -146,10 +149,65 @@ def test_elementwise_parts_are_exact(plus_one: bool, dtype: torch.dtype, bound: 
 
 
 @pytest.mark.parametrize("scores", [Scores(0.25), Scores(0.25, 7), Scores(0.25, 9, 2.0)])
-def test_padded_decoding_is_decoding_row_by_row(scores: Scores) -> None:
+@pytest.mark.parametrize(
+    "held",
+    [
+        {3: 20},
+        {0: 11, 1: 11, 2: 11},
+        {4: 20, 0: 6, 3: 1},
+        {1: 9, 2: 17, 4: 10},
+        {5: 490, 4: 500, 3: 480, 0: 3, 1: 4, 7: 2},
+        {0: 500, 7: 20, 6: 31, 5: 18},
+    ],
+)
+def test_decoding_in_groups_is_attention_row_by_row(scores: Scores, held: dict[int, int]) -> None:
+    """In order and not, with holes, with rows too different to be put together."""
+    config = config_from_hf({**VARIANTS["llama"], "head_dim": 16})
+    cache = KVCache(config, 8, 512, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(5, 20, 2, 16, generator=generator, dtype=torch.float64) for _ in range(2))
-    q = torch.randn(3, 6, 16, generator=generator, dtype=torch.float64)
-    rows, lengths = [4, 0, 3], [20, 6, 1]
-    expected = attend_decode(q, keys, values, rows, lengths, scores)
-    assert distance(decode_padded(q, keys, values, rows, lengths, scores), expected) < 1e-12
+    for tensor in (cache.keys, cache.values):
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+    for row, length in held.items():
+        cache.lengths[row] = length
+    q = torch.randn(len(held), 6, 16, generator=generator, dtype=torch.float64)
+    view = CacheView(cache, list(held), [1] * len(held))
+    found = attend_decode(q, cache.keys[0], cache.values[0], view, scores)
+    for query, (row, length) in enumerate(held.items()):
+        k, v = cache.keys[0, row, : length + 1], cache.values[0, row, : length + 1]
+        expected = attend_runs(q[query, None], k, v, SegmentLayout.from_lengths([1], [length + 1]), scores)
+        assert distance(found[query, None], expected) < 1e-12
+    assert sum(group.last - group.first for group in view.groups) <= 8
+    if max(held.values()) > 400:
+        assert len(view.groups) > 1, "short rows don't pay for a long one"
+
+
+@pytest.mark.parametrize("num_out", [192, 256, 576, 768, 800, 1536, 1540])
+@pytest.mark.parametrize("rows", [1, 3, 64, 65])
+def test_few_rows_give_what_a_linear_layer_gives(num_out: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(96, num_out).bfloat16()
+    x = torch.randn(rows, 96, generator=generator).bfloat16()
+    with torch.inference_mode():
+        for bias in (layer.bias, None):
+            exact = torch.nn.functional.linear(
+                x.double(), layer.weight.double(), None if bias is None else bias.double()
+            )
+            assert distance(linear(x, layer.weight, bias), exact) < 0.005
+        assert torch.equal(project(layer, x), linear(x, layer.weight, layer.bias))
+    assert project(layer, x).requires_grad
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 0.008)])
+def test_small_inputs_without_gradient_give_the_same(dtype: torch.dtype, bound: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, up = (torch.randn(5, 4, 64, generator=generator).to(dtype) for _ in range(2))
+    weight, angles = torch.randn(64, generator=generator).to(dtype), torch.rand(5, 32, generator=generator).to(dtype)
+    for call in (
+        lambda: rms_norm(x, weight, 1e-5, True),
+        lambda: rms_norm(x, weight, 1e-5, False),
+        lambda: apply_rope(x, angles.cos(), angles.sin()),
+        lambda: gated(x, up, Activation.SILU),
+    ):
+        trained = call()
+        with torch.no_grad():
+            assert distance(call(), trained) < bound

@@ -17,7 +17,7 @@ import torch
 from chatwright.errors import ModelError
 from chatwright.inference.sampling import SamplingSettings, row_key
 from chatwright.inference.waves import Controller, Row, StopReason, StreamedToken, Wave
-from chatwright.models.kv_cache import KVCache
+from chatwright.models.foreign import ForeignLM
 from chatwright.models.transformer import CausalLM
 
 
@@ -37,7 +37,7 @@ class Engine:
     """Generates token ids from token ids.
 
     Args:
-        model: the language model; its device and dtype are used as they are.
+        model: the language model, ours or one of transformers; its device and dtype are used as they are.
         stop_ids: tokens that end a reply.
         num_tokens: ids of the tokenizer; columns of the logits beyond it are padding and never drawn.
         never_ids: further ids that are never drawn: those that only a controller may write.
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | ForeignLM,
         *,
         stop_ids: Sequence[int],
         num_tokens: int | None = None,
@@ -94,14 +94,14 @@ class Engine:
                 which the model does not have, or logits that are not finite.
         """
         rows = self._rows(prompts, settings)
-        parameter = next(self.model.parameters())
-        never = torch.tensor(self.never_ids, device=parameter.device) if self.never_ids else None
+        device = next(self.model.parameters()).device
+        never = torch.tensor(self.never_ids, device=device) if self.never_ids else None
         with _evaluating(self.model):
             for wave, capacity, num_slots in self._waves(rows):
-                cache = KVCache(self.model.config, num_slots, capacity, parameter.dtype, parameter.device)
                 work = Wave(
                     model=self.model,
-                    cache=cache,
+                    device=device,
+                    cache=self.model.new_cache(num_slots, capacity),
                     settings=settings,
                     controller=controller,
                     stop_ids=self.stop_ids,
@@ -113,10 +113,7 @@ class Engine:
 
     def rows_that_fit(self, capacity: int) -> int:
         """How many rows of `capacity` tokens run at once within the memory for keys and values."""
-        config = self.model.config
-        itemsize = next(self.model.parameters()).dtype.itemsize
-        row_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * capacity * itemsize
-        return max(1, min(self.max_rows, self.cache_bytes // row_bytes))
+        return max(1, min(self.max_rows, self.cache_bytes // (self.model.cache_token_bytes() * capacity)))
 
     def _rows(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings) -> list[Row]:
         """Checked prompts with their bounds and the keys of their random numbers."""
@@ -126,24 +123,25 @@ class Engine:
             ids = tuple(int(token) for token in prompt)
             self._check(index, ids)
             copies[ids] = copies.get(ids, -1) + 1
-            limit = min(settings.max_new_tokens, self.model.config.max_positions - len(ids))
+            limit = min(settings.max_new_tokens, self.model.max_positions - len(ids))
             rows.append(Row(index, row_key(settings.seed, ids, copies[ids]), list(ids), limit))
         return rows
 
     def _check(self, index: int, ids: tuple[int, ...]) -> None:
-        config, place = self.model.config, f"prompt {index}"
+        vocab_size, max_positions = self.model.config.vocab_size, self.model.max_positions
+        place = f"prompt {index}"
         if not ids:
             raise ModelError("an empty prompt", place=place, hint="begin with the begin-of-text token")
-        if len(ids) >= config.max_positions:
+        if len(ids) >= max_positions:
             raise ModelError(
-                f"{len(ids)} tokens, and the model's context is {config.max_positions}",
+                f"{len(ids)} tokens, and the model's context is {max_positions}",
                 place=place,
                 hint="shorten the prompt: leave earlier turns out, or start a new conversation",
             )
-        if min(ids) < 0 or max(ids) >= config.vocab_size:
-            wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < vocab_size)
             raise ModelError(
-                f"token id {wrong}, and the model has the ids 0 to {config.vocab_size - 1}",
+                f"token id {wrong}, and the model has the ids 0 to {vocab_size - 1}",
                 place=place,
                 hint="use the tokenizer that belongs to this model",
             )

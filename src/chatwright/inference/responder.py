@@ -18,6 +18,7 @@ from chatwright.inference.reply_events import ChatEvent, ReplyReader
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
 from chatwright.inference.waves import StopReason, StreamedToken
+from chatwright.models.foreign import ForeignLM
 from chatwright.models.transformer import CausalLM
 from chatwright.templates.base import Template
 from chatwright.templates.replies import named_call
@@ -26,7 +27,7 @@ from chatwright.templates.tool_grammars import ToolGrammar
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-def make_engine(model: CausalLM, template: Template, **limits: int) -> Engine:
+def make_engine(model: CausalLM | ForeignLM, template: Template, **limits: int) -> Engine:
     """The engine for a model and its template: stops where the template says, draws only ids of its tokenizer.
 
     The markers of tool results are never drawn, so a model can't make up a tool's answer.

@@ -9,15 +9,15 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from chatwright.errors import ModelError
 from chatwright.inference.sampling import SamplingSettings, chosen_log_probs, sample
 from chatwright.layouts import SegmentLayout
+from chatwright.models.foreign import ForeignCache
 from chatwright.models.kv_cache import KVCache
-from chatwright.models.transformer import CausalLM
 
 StopReason = Literal["stop", "length", "controller"]
 """`stop`: a stop token was drawn. `length`: `max_new_tokens` or the model's context is used up.
@@ -74,8 +74,9 @@ class Row:
 class Wave:
     """Rows that share a cache; more of them than the cache has rows wait for their turn."""
 
-    model: CausalLM
-    cache: KVCache
+    model: Any  # CausalLM or ForeignLM, with the cache that its new_cache made
+    device: torch.device
+    cache: KVCache | ForeignCache
     settings: SamplingSettings
     controller: Controller | None
     stop_ids: frozenset[int]
@@ -93,18 +94,25 @@ class Wave:
             yield from self._advance(fresh or active)
             active = [*active, *fresh]
             free += [row.slot for row in active if row.finished]
-            active = [row for row in active if not row.finished]
+            active = sorted((row for row in active if not row.finished), key=lambda row: row.slot)
 
     def _admit(self, waiting: deque[Row], free: list[int]) -> list[Row]:
-        """Waiting rows that get a cache row now: as many as one prefill takes, at least one where any is free."""
+        """Waiting rows that get a cache row now: as many as one prefill takes, at least one where any is free.
+
+        The longest gets the first cache row: neighbours of like length decode faster.
+        """
         fresh: list[Row] = []
         tokens = 0
-        while waiting and free and (not fresh or tokens + len(waiting[0].pending) <= self.prefill_tokens):
-            row = waiting.popleft()
+        while waiting and len(fresh) < len(free):
+            if fresh and tokens + len(waiting[0].pending) > self.prefill_tokens:
+                break
+            fresh.append(waiting.popleft())
+            tokens += len(fresh[-1].pending)
+        fresh.sort(key=lambda row: -len(row.pending))
+        free.sort()
+        for row in fresh:
             row.slot = free.pop(0)
             self.cache.reset(row.slot)
-            tokens += len(row.pending)
-            fresh.append(row)
             if self.seen is not None:
                 self.seen[row.slot] = False
         return fresh
@@ -113,7 +121,8 @@ class Wave:
         """One forward over what is pending in `rows`, and the token that each draws."""
         ids, log_probs = self._draw(rows)
         events: list[StreamedToken] = []
-        for row, token, log_prob in zip(rows, ids, log_probs, strict=True):
+        drawn = zip(rows, ids, log_probs, strict=True)
+        for row, token, log_prob in sorted(drawn, key=lambda one: one[0].index):
             if not math.isfinite(log_prob):
                 raise ModelError(
                     f"the logits of prompt {row.index} are not finite (log-probability {log_prob})",
@@ -125,9 +134,10 @@ class Wave:
 
     @torch.inference_mode()
     def _draw(self, rows: list[Row]) -> tuple[list[int], list[float]]:
-        device = self.cache.keys.device
+        device = self.device
         lengths = [len(row.pending) for row in rows]
-        past = [self.cache.lengths[row.slot] for row in rows]
+        held = self.cache.lengths
+        past = [held[row.slot] for row in rows]
         flat = torch.tensor([token for row in rows for token in row.pending], device=device)  # [T]
         places = [place for start, n in zip(past, lengths, strict=True) for place in range(start, start + n)]
         layout = SegmentLayout.from_lengths(
@@ -139,7 +149,7 @@ class Wave:
         )
         if len(flat) > len(rows):
             hidden = hidden[layout.cu_q[1:].long() - 1]  # [B, D], the last token of each row
-        logits = self.model.output_head().logits(hidden).float()  # [B, V]
+        logits = self.model.output_head().logits(hidden).contiguous().float()  # [B, V]
         seen = self._mark_seen(slots, lengths, flat, logits.shape[-1])
         keys, steps = [row.key for row in rows], [row.made for row in rows]
         ids = sample(logits, self.settings, keys, steps, num_tokens=self.num_tokens, never=self.never, seen=seen)

@@ -5,26 +5,16 @@ T flat tokens · H query heads · G key/value heads · D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from chatwright.layouts import SegmentLayout
+from chatwright.models.cached_attention import CacheView, attend_cached
 from chatwright.models.config import DecoderConfig
 from chatwright.models.elementwise import apply_rope
-from chatwright.models.kv_cache import KVCache
+from chatwright.models.few_rows import project
 from chatwright.models.norm import RMSNorm
-from chatwright.models.segment_attention import Scores, attend_decode, attend_segments
-
-
-@dataclass(frozen=True, slots=True)
-class CacheView:
-    """The cache of one pass, and the row of each segment."""
-
-    cache: KVCache
-    rows: tuple[int, ...]
+from chatwright.models.segment_attention import Scores, attend_segments
 
 
 class Attention(nn.Module):
@@ -57,33 +47,16 @@ class Attention(nn.Module):
         view: CacheView | None = None,
     ) -> torch.Tensor:
         """`[T, hidden]` → `[T, hidden]`; `tables` are cos and sin `[T, D/2]`."""
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, H, D]
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, G, D]
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, G, D]
+        q = project(self.q_proj, x).unflatten(-1, (-1, self.head_dim))  # [T, H, D]
+        k = project(self.k_proj, x).unflatten(-1, (-1, self.head_dim))  # [T, G, D]
+        v = project(self.v_proj, x).unflatten(-1, (-1, self.head_dim))  # [T, G, D]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rope(q, *tables), apply_rope(k, *tables)
-        mixed = self._attend(q, k, v, layout) if view is None else self._attend_cached(q, k, v, layout.lengths_q, view)
-        return self.o_proj(mixed.flatten(-2))
+        mixed = self._attend(q, k, v, layout) if view is None else attend_cached(q, k, v, view, self.layer, self.scores)
+        return project(self.o_proj, mixed.flatten(-2))
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
         if layout.kv_gather is not None:
             k, v = k.index_select(0, layout.kv_gather), v.index_select(0, layout.kv_gather)
         return attend_segments(q, k, v, layout, self.scores)
-
-    def _attend_cached(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths_q: Sequence[int], view: CacheView
-    ) -> torch.Tensor:
-        """Append to the cache, then let each segment's tokens see their whole row."""
-        cache, rows = view.cache, view.rows
-        cache.append(self.layer, rows, lengths_q, k, v)
-        past = [cache.lengths[row] for row in rows]
-        if not any(past):  # a prefill: the row is the segment
-            return attend_segments(q, k, v, SegmentLayout.from_lengths(lengths_q, device=q.device), self.scores)
-        lengths = [before + new for before, new in zip(past, lengths_q, strict=True)]
-        keys, values = cache.keys[self.layer], cache.values[self.layer]
-        if all(new == 1 for new in lengths_q):
-            return attend_decode(q, keys, values, rows, lengths, self.scores)
-        k = torch.cat([keys[row, :length] for row, length in zip(rows, lengths, strict=True)])
-        v = torch.cat([values[row, :length] for row, length in zip(rows, lengths, strict=True)])
-        return attend_segments(q, k, v, SegmentLayout.from_lengths(lengths_q, lengths, q.device), self.scores)

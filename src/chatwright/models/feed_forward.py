@@ -7,6 +7,7 @@ from torch import nn
 
 from chatwright.models.config import DecoderConfig
 from chatwright.models.elementwise import gated
+from chatwright.models.few_rows import project
 
 
 class FeedForward(nn.Module):
@@ -21,4 +22,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[T, hidden]` → `[T, hidden]`."""
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.activation))
+        return project(self.down_proj, gated(project(self.gate_proj, x), project(self.up_proj, x), self.activation))

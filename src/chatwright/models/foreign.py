@@ -8,6 +8,7 @@ padding, or whose logits aren't a linear function of its hidden states, is refus
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,18 @@ class ForeignLM(nn.Module):
         # The same dictionaries, not copies: what an adapter replaces here is replaced there, and no name gets a prefix.
         self._modules, self._parameters, self._buffers = hf._modules, hf._parameters, hf._buffers
         self.config = hf.config
+        self.training = hf.training
         self.hf: Any
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of its context; without bound where the architecture has none (recurrent models)."""
+        return int(getattr(self.config, "max_position_embeddings", None) or sys.maxsize)
+
+    def cache_token_bytes(self) -> int:
+        """Memory for the keys and values of one token, as if every layer kept them for every head."""
+        config = self.config
+        return 2 * config.num_hidden_layers * config.hidden_size * next(self.parameters()).itemsize
 
     def new_cache(self, num_rows: int, capacity: int) -> ForeignCache:
         """An empty cache for `forward`."""

@@ -6,11 +6,25 @@ Knows rows, lengths and tensors; knows no token, no mask and no sampling. Length
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from chatwright.errors import ModelError
 from chatwright.models.config import DecoderConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where one pass writes its new tokens: made once, used by every layer.
+
+    Args:
+        slices: for each segment its cache row and the positions there.
+        flat: int64 `[R]` for one new token a row: row · capacity + position; else None.
+    """
+
+    slices: tuple[tuple[int, slice], ...]
+    flat: torch.Tensor | None
 
 
 class KVCache:
@@ -60,26 +74,30 @@ class KVCache:
                     hint="make the cache larger, or shorten the conversation",
                 )
 
-    def append(
-        self, layer: int, rows: Sequence[int], lengths_q: Sequence[int], k: torch.Tensor, v: torch.Tensor
-    ) -> None:
-        """Write one layer's new keys and values `[T, KV heads, D]` behind the rows' tokens; lengths stay."""
+    def places(self, rows: Sequence[int], lengths_q: Sequence[int]) -> Places:
+        """Where a pass with these new tokens writes: behind the rows' tokens."""
+        starts = [self.lengths[row] for row in rows]
+        slices = tuple(
+            (row, slice(start, start + new)) for row, start, new in zip(rows, starts, lengths_q, strict=True)
+        )
+        flat = None
+        if len(slices) > 1 and all(new == 1 for new in lengths_q):
+            at = [row * self.capacity + start for row, start in zip(rows, starts, strict=True)]
+            flat = torch.tensor(at, device=self.keys.device)
+        return Places(slices, flat)
+
+    def append(self, layer: int, places: Places, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Write one layer's new keys and values `[T, KV heads, D]`; lengths stay."""
         with torch.no_grad():
-            if all(new == 1 for new in lengths_q):
-                device = self.keys.device
-                at = (
-                    torch.tensor(list(rows), device=device),
-                    torch.tensor([self.lengths[r] for r in rows], device=device),
-                )
-                self.keys[layer].index_put_(at, k)
-                self.values[layer].index_put_(at, v)
-                return
-            start = 0
-            for row, new in zip(rows, lengths_q, strict=True):
-                place = slice(self.lengths[row], self.lengths[row] + new)
-                self.keys[layer, row, place] = k[start : start + new]
-                self.values[layer, row, place] = v[start : start + new]
-                start += new
+            for cached, new in ((self.keys[layer], k), (self.values[layer], v)):
+                if places.flat is not None:
+                    cached.flatten(0, 1).index_copy_(0, places.flat, new)
+                    continue
+                start = 0
+                for row, place in places.slices:
+                    end = start + place.stop - place.start
+                    cached[row, place] = new[start:end]
+                    start = end
 
     def advance(self, rows: Sequence[int], lengths_q: Sequence[int]) -> None:
         """Count the tokens that a whole pass appended."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from chatwright.models.few_rows import linear
+
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
@@ -29,7 +31,7 @@ class OutputHead:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[N, D]` → `[N, V]` in the hidden dtype: the naive form; for small N (sampling, tests)."""
-        out = F.linear(hidden, self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
+        out = linear(hidden, self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
         if self.rows is not None and self.row_weights is not None:
             trained = F.linear(hidden, self.row_weights.to(hidden.dtype))
             if self.bias is not None:

@@ -1,6 +1,6 @@
 """Which attention kernel runs where, and those that work segment by segment: never a T × T mask.
 
-T flat tokens · L one segment's tokens · H query heads · G key/value heads · D head_dim · R cache rows.
+T flat tokens · L one segment's tokens · H query heads · G key/value heads · D head_dim.
 
 The rule, measured with `bench/attention.py` (SmolLM2-135M shapes, T = 2,048, forward + backward, ms a layer on one
 thread of a 2-core AMX machine, torch 2.13):
@@ -20,7 +20,6 @@ CPU goes through flash (`F.scaled_dot_product_attention`), which takes grouped h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -91,10 +90,10 @@ def _attend_equal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n: int, sco
     mask = None
     if num_q != num_k or (scores.window is not None and scores.window < num_k) or scores.soft_cap is not None:
         mask = visible(num_q, num_k, scores.window, q.device)
-    return _scaled_attention(q, k, v, mask, scores).transpose(1, 2).flatten(0, 1)
+    return scaled_attention(q, k, v, mask, scores).transpose(1, 2).flatten(0, 1)
 
 
-def _scaled_attention(
+def scaled_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scores: Scores
 ) -> torch.Tensor:
     """`[B, H, Lq, D]`, `[B, G, Lk, D]` → `[B, H, Lq, D]`; no mask means causal."""
@@ -125,53 +124,3 @@ def capped_attention(
         logits = logits.masked_fill(~mask, -torch.inf)
     wide = torch.promote_types(q.dtype, torch.float32)
     return logits.softmax(-1, dtype=wide).to(q.dtype) @ v
-
-
-def attend_decode(
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    scores: Scores,
-) -> torch.Tensor:
-    """One new token a row against the cache: row by row on a CPU, else in one padded call.
-
-    Measured on a CPU in bf16 (µs a layer, row by row / one padded call): 16 rows of 300 tokens 689 / 463, 16 rows of
-    100–400 tokens 667 / 620, 64 rows of 20–1,000 tokens 4,627 / 7,766; rows that don't stand in order would have to
-    be copied for the padded call, which takes 2 to 3 times as long.
-
-    Args:
-        q: `[R, H, D]`. keys, values: `[all rows, capacity, G, D]`.
-        rows: the cache row of each query. lengths: tokens in it, the new one included.
-
-    Returns:
-        `[R, H, D]`.
-    """
-    if q.device.type != "cpu":
-        return decode_padded(q, keys, values, rows, lengths, scores)
-    out = []
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        start = 0 if scores.window is None else max(0, length - scores.window)
-        k, v = (cached[row : row + 1, start:length].transpose(1, 2) for cached in (keys, values))  # [1, G, L, D]
-        out.append(_scaled_attention(q[None, i, :, None], k, v, None, scores)[:, :, 0])
-    return torch.cat(out)
-
-
-def decode_padded(
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    scores: Scores,
-) -> torch.Tensor:
-    """`attend_decode` in one call over rows padded to the longest."""
-    index = torch.tensor(list(rows), device=q.device)
-    ends = torch.tensor(list(lengths), device=q.device)[:, None, None, None]  # [R, 1, 1, 1]
-    k, v = (cached[:, : max(lengths)][index].transpose(1, 2) for cached in (keys, values))  # [R, G, L, D]
-    position = torch.arange(max(lengths), device=q.device)
-    mask = position < ends
-    if scores.window is not None:
-        mask = mask & (position >= ends - scores.window)
-    return _scaled_attention(q[:, :, None], k, v, mask, scores)[:, :, 0]

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from chatwright.layouts import SegmentLayout
-from chatwright.models.attention import Attention, CacheView
+from chatwright.models.attention import Attention
+from chatwright.models.cached_attention import CacheView
 from chatwright.models.config import DecoderConfig
 from chatwright.models.embedding import TokenEmbedding
 from chatwright.models.feed_forward import FeedForward
@@ -110,7 +111,7 @@ class CausalLM(nn.Module):
         cache.check_room(rows, layout.lengths_q)
         self._check_lengths([cache.lengths[row] + new for row, new in zip(rows, layout.lengths_q, strict=True)])
         with torch.no_grad():
-            hidden = self._run(input_ids, position_ids, layout, CacheView(cache, rows))
+            hidden = self._run(input_ids, position_ids, layout, CacheView(cache, rows, layout.lengths_q))
         cache.advance(rows, layout.lengths_q)
         return hidden, {}
 
@@ -131,6 +132,16 @@ class CausalLM(nn.Module):
             else:
                 x = layer(x, tables[index], layout, view)
         return self.model.norm(x)
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of its context."""
+        return self.config.max_positions
+
+    def cache_token_bytes(self) -> int:
+        """Memory for the keys and values of one token."""
+        config = self.config
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * self.model.embed_tokens.weight.itemsize
 
     def new_cache(self, num_rows: int, capacity: int) -> KVCache:
         """An empty cache in the model's dtype and on its device."""

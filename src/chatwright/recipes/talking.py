@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
 
 from chatwright.checkpoints.imports import resolve_model
-from chatwright.errors import ModelError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.responder import make_engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
+from chatwright.models.foreign import ForeignLM
 from chatwright.models.transformer import CausalLM
 from chatwright.recipes.model import load_weights
 from chatwright.recipes.template_record import serving_template
@@ -36,22 +36,17 @@ def talk_to(
     runtime = start_runtime(device)  # type: ignore[arg-type]
     resolved = resolve_model(name)
     template = serving_template(resolved.text_folder)
-    model = load_weights(resolved, torch.float32, runtime.device)
-    return session_for(model.to(compute_dtype("auto", runtime.device)), template, settings, system=system)
+    model = load_weights(resolved, torch.float32, runtime.device).to(compute_dtype("auto", runtime.device))
+    return session_for(cast(CausalLM | ForeignLM, model), template, settings, system=system)
 
 
 def session_for(
-    model: nn.Module, template: Template, settings: SamplingSettings | None = None, *, system: str | None = None
+    model: CausalLM | ForeignLM,
+    template: Template,
+    settings: SamplingSettings | None = None,
+    *,
+    system: str | None = None,
 ) -> ChatSession:
-    """A conversation with a model in memory, by the template it was trained with.
-
-    Raises:
-        ModelError: the model runs through transformers and has no cache of ours to generate with.
-    """
-    if not isinstance(model, CausalLM):
-        raise ModelError(
-            "models outside our own families can be trained but not generated from here",
-            hint="export it, and generate with transformers or a server that knows the architecture",
-        )
+    """A conversation with a model in memory, by the template it was trained with."""
     engine = make_engine(model, template)
     return ChatSession(engine, template, toolbox=ToolBox(), system=system, settings=settings or SamplingSettings())
