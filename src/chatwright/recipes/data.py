@@ -96,6 +96,8 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) 
     text = prepare_text(settings)
     rendered, from_cache = _rendered(settings, text.template, sources)
     store, ledger = rendered.store, rendered.ledger
+    if not (settings.data if sources is None else sources):
+        raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
     if not len(store):
         raise DataError("no row is left to train on", source=", ".join(entry.name for entry in rendered.entries))
     plan = plan_packs(

@@ -13,6 +13,7 @@ from chatwright.errors import ModelError
 from chatwright.models.config import DecoderConfig, flops_per_token, num_parameters
 from chatwright.models.families import config_from_hf
 from chatwright.models.transformer import CausalLM
+from chatwright.models.vocabulary import resize_vocab
 from chatwright.models.weights import read_config
 from chatwright.recipes.build import learning_rate_multipliers
 from chatwright.recipes.data import RunData
@@ -89,12 +90,18 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
 
 
 def _decoder_config(data: RunData) -> DecoderConfig | None:
-    """The model's shapes; None for architectures that run through transformers."""
+    """The model's shapes, grown for added tokens; None for architectures that run through transformers."""
     raw = read_config(data.text.resolved.folder)
     try:
-        return config_from_hf(raw)
+        config = config_from_hf(raw)
     except ModelError:
         return None
+    if data.text.tokenizer.vocab_size <= config.vocab_size:
+        return config
+    with torch.device("meta"):
+        model = CausalLM(config)
+        resize_vocab(model, data.text.tokenizer.vocab_size)
+    return model.config
 
 
 def _trainable(settings: RunSettings, config: DecoderConfig, data: RunData) -> int:
