@@ -55,6 +55,13 @@ class Runtime:
         sums = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         return [float(value) for value in self.all_reduce(sums).tolist()]
 
+    def union(self, names: set[str]) -> list[str]:
+        """The names that any rank gives, sorted: the same list on every rank."""
+        gathered: list[set[str]] = [names] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(gathered, names)
+        return sorted(set().union(*gathered))
+
     def barrier(self) -> None:
         """Wait until every rank has come here."""
         if self.world_size > 1:

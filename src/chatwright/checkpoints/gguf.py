@@ -53,6 +53,8 @@ def convert_gguf(path: Path, cache: Path) -> Path:
         if not (folder / ORIGIN_NAME).is_file():  # another process may have made it meanwhile
             aside.rename(folder)
     except OSError as error:
+        if (folder / ORIGIN_NAME).is_file():  # another rank was quicker by a moment
+            return folder
         message = f"can't be converted into {folder}: {error}"
         hint = "set CHATWRIGHT_CACHE to a folder with space"
         raise ModelError(message, place=str(path), hint=hint) from error

@@ -7,6 +7,7 @@ from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.showcase import shown
 from chatwright.recipes.talking import talk_to
+from chatwright.settings import build
 
 HELP = "/reset begins anew · /quit ends (or Ctrl-D)"
 Options = tuple[float, float, int, int, int]
@@ -15,9 +16,8 @@ Options = tuple[float, float, int, int, int]
 def run_chat(model: str, prompt: str | None, compare: str | None, system: str | None, options: Options) -> None:
     """Answer one prompt and print only the reply, or talk until the user leaves."""
     temperature, top_p, top_k, max_new_tokens, seed = options
-    settings = SamplingSettings(
-        temperature=temperature, top_p=top_p, top_k=top_k or None, max_new_tokens=max_new_tokens, seed=seed
-    )
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k or None}
+    settings = build(SamplingSettings, {**drawn, "max_new_tokens": max_new_tokens, "seed": seed}, "chat")
     names = [model, *([compare] if compare else [])]
     sessions = [talk_to(name, settings, system=system) for name in names]
     if prompt is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from chatwright.console import note, out
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import load_conversations
-from chatwright.errors import TemplateError, UserError
+from chatwright.errors import ConfigError, TemplateError, UserError
 from chatwright.recipes.data import prepare_text
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.settings import build
+from chatwright.settings import build, parse_yaml
 
 SAMPLE = 2000
 
@@ -40,9 +41,9 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
         f"# `chatwright plan {out_path}` shows the run.",
         "recipe_version: 1",
         "stage: sft",
-        f"model: {model}",
+        f"model: {_yaml(model)}",
         "data:",
-        f"  - {{path: {data}, format: {loaded.format}{', on_bad_row: skip' if loaded.skipped else ''}}}",
+        f"  - {{path: {_yaml(data)}, format: {loaded.format}{', on_bad_row: skip' if loaded.skipped else ''}}}",
         f"heldout: {{share: {share}}}",
         *(
             ["template: {tools: add}  # the data calls tools, and the model's own template has none"]
@@ -55,7 +56,7 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
         "optimizer: {learning_rate: 2.0e-5}",
         "schedule: {name: cosine, warmup_fraction: 0.03, min_ratio: 0.1}",
         f"train: {{epochs: 2, seed: 0{', evaluate_every: 50' if share != '0' else ''}, save_every: 200}}",
-        f"out: runs/{Path(data).stem.split(':')[-1].replace('*', 'all') or 'sft'}",
+        f"out: {_yaml('runs/' + (Path(data).stem.split(':')[-1].replace('*', 'all') or 'sft'))}",
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for field, count in loaded.skip_counts.items():
@@ -64,6 +65,15 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
         f"wrote {out_path}\nSee what is trained:  chatwright inspect {out_path}\n"
         f"Train:                chatwright train {out_path}"
     )
+
+
+def _yaml(text: str) -> str:
+    """A text as it must stand inside `{…}` of a recipe: in quotes where YAML would read it otherwise (`*.jsonl`)."""
+    try:
+        plain = parse_yaml(f"{{name: {text}}}", "init") == {"name": text}
+    except ConfigError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _renders(model: str, conversation: Conversation) -> bool:

@@ -20,6 +20,11 @@ class LossScale:
         self.scale = FIRST_SCALE if enabled else 1.0
         self.good_steps = 0
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether it can't get smaller: a gradient that is not finite now is no overflow."""
+        return self.enabled and self.scale <= SMALLEST_SCALE
+
     def after_step(self, finite: bool) -> None:
         """Adjust the scale to whether the step's gradient was finite."""
         if not self.enabled:

@@ -13,6 +13,8 @@ from chatwright.optim.param_groups import ParamGroup
 from chatwright.optim.settings import OptimizerSettings
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+DIVIDING_DEVICES = ("cpu", "cuda")
+"""Where the fused kernel divides by `grad_scale`; the one for MPS takes it and ignores it."""
 
 
 class Update(Protocol):
@@ -44,7 +46,9 @@ class AdamWUpdate:
         )
         self.fused = device.type in FUSED_DEVICES
         # the kernel reads its divisor as float32: float64 gradients are divided outside
-        self.divides = self.fused and all(master.dtype == torch.float32 for master in self.masters.values())
+        self.divides = device.type in DIVIDING_DEVICES and all(
+            master.dtype == torch.float32 for master in self.masters.values()
+        )
         for master in self.masters.values():
             # float32 as torch makes it; on the device, where the fused kernel reads it
             step = torch.zeros((), dtype=torch.float32, device=device if self.fused else "cpu")

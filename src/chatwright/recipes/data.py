@@ -21,7 +21,7 @@ from chatwright.inspection.plan_counts import count_plan
 from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.recipes.rendering import EntryInfo, Rendered, data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.recipes.template_record import RECORD_NAME, stored_template_settings
+from chatwright.recipes.template_record import stored_template_settings
 from chatwright.templates.template import Template, TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
 
@@ -39,9 +39,12 @@ class TextSetup:
         return self.template.tokenizer
 
     @property
-    def trained_before(self) -> bool:
-        """Whether the model was trained by Chatwright, and so knows its template's control tokens."""
-        return (self.resolved.text_folder / RECORD_NAME).is_file()
+    def learned_ids(self) -> frozenset[int]:
+        """Control tokens that an earlier training by Chatwright has mapped to tool roles and taught the model."""
+        stored = stored_template_settings(self.resolved.text_folder)
+        if stored is None:
+            return frozenset()
+        return frozenset(load_template(TextTokenizer.load(self.resolved.text_folder), stored).trained_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

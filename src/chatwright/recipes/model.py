@@ -66,6 +66,15 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
         )
     model = load_weights(resolved, precision, runtime.device)
     fresh = _fresh_rows(text)
+    if fresh and resolved.adapter is not None:  # its rows would start at random, stay frozen, and not be saved
+        names = ", ".join(text.tokenizer.control_names[index] for index in fresh)
+        raise ConfigError(
+            [
+                f"template: adds or maps {names}, whose rows the model's adapter doesn't train; "
+                "merge it first with `chatwright export --merge`, or keep its template"
+            ],
+            source=settings.model,
+        )
     _make_room(model, text, settings.model)
     adapted: tuple[str, ...] = tuple(adapted_layers(model))
     if settings.adapter is not None and resolved.adapter is None:
@@ -96,5 +105,5 @@ def _make_room(model: nn.Module, text: TextSetup, name: str) -> None:
 
 
 def _fresh_rows(text: TextSetup) -> tuple[int, ...]:
-    """Control tokens that the base model never learned; none where the model was already trained with them."""
-    return () if text.trained_before else tuple(text.template.trained_token_ids)
+    """Control tokens that the model never learned: without those of the template that it was trained with."""
+    return tuple(sorted(set(text.template.trained_token_ids) - text.learned_ids))

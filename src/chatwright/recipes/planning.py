@@ -111,7 +111,7 @@ def _trainable(settings: RunSettings, config: DecoderConfig, data: RunData) -> i
     with torch.device("meta"):
         model = CausalLM(config)
         attach_lora(model, settings.adapter, seed=0)
-    rows = 0 if data.text.trained_before else len(data.text.template.trained_token_ids)
+    rows = len(set(data.text.template.trained_token_ids) - data.text.learned_ids)
     ends = 1 if config.tied else 2
     return sum(p.numel() for p in model.parameters() if p.requires_grad) + rows * config.hidden_size * ends
 

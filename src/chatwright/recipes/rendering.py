@@ -233,8 +233,9 @@ def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
     for entry in (*settings.data, *settings.heldout.data):
         if entry.path and entry.path.startswith(HUB_PREFIX):
             return None
-        prints.append([entry.model_dump(mode="json"), fingerprint(entry.path) if entry.path else __version__])
+        prints.append([entry.model_dump(mode="json"), fingerprint(entry.path) if entry.path else None])
     return cache_key(
+        program=__version__,
         data=prints,
         tokenizer=template.tokenizer.identity,
         template=template.identity,

@@ -13,12 +13,13 @@ from chatwright.batches.token_cache import TokenStore
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import Manifest, read_manifest
 from chatwright.checkpoints.tensors import TrainingState, load_tensors
+from chatwright.console import note
 from chatwright.errors import CheckpointError
 from chatwright.models.weights import weight_files
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.recipes.data import RunData
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.runtime import Runtime
+from chatwright.runtime import Runtime, determinism_tuple
 from chatwright.train.trainer import Progress
 
 ADAPTER_MASTERS = "adapter_masters.safetensors"
@@ -44,7 +45,7 @@ def restore(
     Raises:
         CheckpointError: data, template, tokenizer, base model or a setting that decides the weights has changed.
     """
-    state = TrainingState.load(checkpoint, runtime.device)
+    state = TrainingState.load(checkpoint)  # on the host: a device holds the moments once already
     changed = _changes(state, read_manifest(checkpoint), settings, data)
     if changed:
         listed = "\n".join(f"  - {change}" for change in changed)
@@ -53,11 +54,21 @@ def restore(
             place=str(checkpoint),
             hint="restore them, or begin a new run with --set out=OTHER (from these weights: --set model=THIS_RUN)",
         )
+    if runtime.is_main:
+        _tell_of_other_bits(read_manifest(checkpoint).determinism, determinism_tuple(runtime))
     optimizer.load_masters(read_masters(checkpoint))
     optimizer.load_state_dict(dict(state.optimizer))
     values = dict(state.counters["progress"])
     values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
     return Progress(**values)
+
+
+def _tell_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Resuming elsewhere is allowed, but only an equal determinism tuple promises equal bits."""
+    known = [name for name in now if name in before]
+    changed = [f"{name} was {before[name]}, is {now[name]}" for name in known if before[name] != now[name]]
+    if changed:
+        note(f"resumed under other conditions, so the last bits may differ: {'; '.join(changed)}")
 
 
 def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, data: RunData) -> list[str]:

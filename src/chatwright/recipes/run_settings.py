@@ -110,7 +110,8 @@ def find_recipe(name: str) -> Path:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
     """Read a recipe by path or shipped name and apply `a.b=value` overrides.
 
-    Relative data paths are tried from the working folder first, then from the recipe's own folder.
+    Relative paths are looked for from the working folder. A run folder given as the recipe is itself the `out`,
+    so that it can be resumed from anywhere.
 
     Raises:
         ConfigError: with every unknown or impossible setting at once.

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from chatwright import __version__
 from chatwright.adapters.peft_files import save_peft
@@ -83,7 +85,7 @@ class CheckpointWriter:
             save_peft(self.model.model, folder, base_name=text.resolved.source, tensors=masters)
             save_tensors(masters, folder / ADAPTER_MASTERS)
         else:
-            save_weights(masters, folder)
+            save_weights({**_saved_buffers(self.model.model), **masters}, folder)
             (folder / "config.json").write_text(json.dumps(self._config(), indent=2) + "\n", encoding="utf-8")
         save_template_record(folder, text.template)
         TrainingState(
@@ -136,6 +138,12 @@ class CheckpointWriter:
             metrics={HELDOUT_METRIC: progress.best_loss} if progress.is_best else {},
             progress=_plain(progress),
         )
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a transformers model keeps beside its parameters and loads again, such as a router's correction bias."""
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def _plain(progress: Progress) -> dict[str, object]:

@@ -72,19 +72,15 @@ def accumulate_step(
 
 def _sum_over_ranks(step: StepBatches, outcomes: list[tuple[PackedBatch, LossSum]], runtime: Runtime) -> StepSums:
     """Add the ranks' losses in one small all-reduce, each example in a slot of its own."""
-    names = sorted({name for _, outcome in outcomes for name in outcome.metrics})
     slot_of = {key: index for index, key in enumerate(dict.fromkeys(step.keys))}
-    slots = torch.zeros(2 + 2 * len(names) + 2 * len(slot_of), dtype=torch.float64)
-    per_example = slots[2 + 2 * len(names) :].view(-1, 2)
+    slots = torch.zeros(3 + 2 * len(slot_of), dtype=torch.float64)  # loss, weight, number of metrics, examples
+    per_example = slots[3:].view(-1, 2)
     for batch, outcome in outcomes:
         slots[0] += float(outcome.total.detach())
         slots[1] += outcome.weight
-        for place, name in enumerate(names):
-            total, weight = outcome.metrics.get(name, (0.0, 0.0))
-            slots[2 + 2 * place] += total
-            slots[3 + 2 * place] += weight
+        slots[2] += len(outcome.metrics)
         sums = torch.zeros(len(batch.keys), 2, dtype=torch.float64)
-        losses = outcome.per_token.double().cpu()
+        losses = outcome.per_token.cpu().double()  # this order: MPS has no float64
         sums.index_add_(0, batch.segment_of_target.cpu(), torch.stack([losses, torch.ones_like(losses)], dim=1))
         for key, row in zip(batch.keys, sums, strict=True):
             if key is not None:
@@ -95,9 +91,16 @@ def _sum_over_ranks(step: StepBatches, outcomes: list[tuple[PackedBatch, LossSum
         slots.copy_(on_device)
     examples = tuple((key, row[0], int(row[1])) for key, row in zip(slot_of, per_example.tolist(), strict=True))
     _require_finite(step.step, float(slots[0]), examples)
-    values = slots.tolist()
-    metrics = {name: (values[2 + 2 * i], values[3 + 2 * i]) for i, name in enumerate(names)}
-    return StepSums(values[0], values[1], examples, metrics)
+    loss, weight, num_metrics = slots[:3].tolist()
+    return StepSums(loss, weight, examples, _metric_sums(outcomes, runtime) if num_metrics else {})
+
+
+def _metric_sums(outcomes: list[tuple[PackedBatch, LossSum]], runtime: Runtime) -> dict[str, tuple[float, float]]:
+    """The objective's own sums over all ranks; a rank whose packs gave no such metric adds nothing to it."""
+    names = runtime.union({name for _, outcome in outcomes for name in outcome.metrics})
+    mine = [[outcome.metrics.get(name, (0.0, 0.0)) for _, outcome in outcomes] for name in names]
+    sums = runtime.all_reduce_scalars([sum(pair[side] for pair in pairs) for pairs in mine for side in (0, 1)])
+    return {name: (sums[2 * place], sums[2 * place + 1]) for place, name in enumerate(names)}
 
 
 def _require_finite(step: int, loss: float, examples: tuple[tuple[ExampleKey, float, int], ...]) -> None:

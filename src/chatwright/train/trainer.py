@@ -186,7 +186,7 @@ class Trainer:
             )
         self.runtime.all_reduce(self.optimizer.flat_gradient)
         norm = self.optimizer.step(lr_multiplier=multiplier, divide_by=sums.weight)
-        if not math.isfinite(norm) and not self.optimizer.skipped_last_step:
+        if not math.isfinite(norm) and (not self.optimizer.skipped_last_step or self.optimizer.scaler.exhausted):
             raise TrainingError(
                 f"the gradient of step {step.step + 1} is not finite although its loss is",
                 hint="lower optimizer.learning_rate or train in float32",
