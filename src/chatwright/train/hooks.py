@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,12 @@ class TensorBoardHook(Hook):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("tracking with TensorBoard needs it installed", hint="pip install tensorboard") from None
-        self.writer: Any = SummaryWriter(str(run.path / "tensorboard"))
+        self.open: Any = partial(SummaryWriter, str(run.path / "tensorboard"))
+        self.writer: Any = None
+
+    def on_start(self, first_step: int, num_steps: int) -> None:
+        """Open the event file; steps that a crashed run wrote beyond its checkpoint are taken back."""
+        self.writer = self.open(purge_step=first_step + 1 if first_step else None)
 
     def on_step(self, record: StepRecord) -> None:
         """Loss, learning rate, gradient norm and speed."""
