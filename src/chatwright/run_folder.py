@@ -146,6 +146,12 @@ class RunFolder:
         found = (record for _, record in _lines(path) if record is not None and record.get("step") == step)
         return next(found, None)
 
+    def last_traced_step(self) -> int:
+        """The newest step in the trace, 0 where there is none."""
+        path = self.path / "trace.jsonl"
+        steps = (record["step"] for _, record in _lines(path) if record) if path.is_file() else ()
+        return max(steps, default=0)
+
     def truncate_after(self, step: int) -> int:
         """Drop the metrics and trace records of every step > `step`, and lines that are half written.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -29,3 +30,8 @@ class LoraSettings(Settings):
     scaling: Literal["standard", "rslora", "raw"] = "standard"
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = Field((ALL_LINEAR,), min_length=1)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the update."""
+        return self.alpha / {"standard": self.rank, "rslora": math.sqrt(self.rank), "raw": 1.0}[self.scaling]

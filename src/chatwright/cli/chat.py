@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from chatwright.console import note, out, table
+from chatwright.console import note, out, print_error, table
+from chatwright.errors import UserError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.showcase import shown
@@ -31,10 +32,13 @@ def run_chat(model: str, prompt: str | None, compare: str | None, system: str | 
         if line == "/reset":
             for session in sessions:
                 session.reset()
-        elif len(sessions) == 1:
-            _stream(sessions[0], line)
-        else:
-            _side_by_side(names, sessions, line)
+            continue
+        try:
+            _stream(sessions[0], line) if len(sessions) == 1 else _side_by_side(names, sessions, line)
+        except KeyboardInterrupt:
+            note("stopped; the history is as before this prompt")
+        except UserError as error:
+            print_error(error)
 
 
 def _read_line() -> str | None:

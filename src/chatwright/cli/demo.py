@@ -27,7 +27,7 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     console = out()
     console.rule("1 · the model before")
     note(f"loading {settings.model}")
-    session = talk_to(settings.model, SAMPLING)
+    session = talk_to(settings.model, SAMPLING, device=settings.train.device)
     before = answers(session, PROMPTS)
     scores_before = [score_task(session, task, count) for task, count in SCORED.items()]
     del session

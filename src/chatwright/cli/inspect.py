@@ -6,15 +6,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatwright.console import out
+from chatwright.console import note, out
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError
+from chatwright.inspection.ledger import Stage
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import prepare_text
-from chatwright.recipes.rendering import mask_policy, read_entry
+from chatwright.recipes.rendering import mask_policy, read_entry, render_entries
 from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
 from chatwright.settings import apply_overrides, build
+from chatwright.templates.base import Template
 from chatwright.templates.laws import check_laws
+from chatwright.templates.overflow import Overflow
 
 RECIPE_ENDINGS = (".yaml", ".yml")
 
@@ -42,9 +45,26 @@ def run_inspect(data: str, model: str | None, rows: str, overrides: Sequence[str
             for example in group:
                 console.print(show_example(example, template.tokenizer))
                 console.print()
+    if not any(chosen for _, chosen in shown):
+        note(f"no row in --rows {rows}")
     results = check_laws(template, [conversation for _, chosen in shown for conversation in chosen])
+    _print_ledger(settings, template)
     for law in results:
         console.print(f"{'✓' if law.passed else '✗'} {law.name}: {law.detail}")
+
+
+def _print_ledger(settings: RunSettings, template: Template) -> None:
+    """What becomes of every row of the data; over-long rows are counted here, and stop a run unless it says how."""
+    lenient = settings.model_copy(update={"overflow": Overflow.DROP})
+    if settings.overflow is not Overflow.ERROR:
+        lenient = settings
+    ledger = render_entries(lenient, template, None).ledger
+    out().print(ledger.table())
+    if settings.overflow is Overflow.ERROR and ledger.rows(Stage.DROPPED):
+        note(
+            f"{ledger.rows(Stage.DROPPED):,} rows are longer than max_tokens = {settings.max_tokens}: training stops "
+            "at them until max_tokens is raised or overflow is set to drop, truncate or split_turns"
+        )
 
 
 def settings_for(data: str, model: str | None, overrides: Sequence[str]) -> RunSettings:

@@ -158,6 +158,8 @@ def demo(
 def main() -> None:
     """The console script: a `UserError` becomes one clear message and exit status 1."""
     debug = "--debug" in sys.argv
+    if debug:  # wherever it stands
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
     except UserError as error:

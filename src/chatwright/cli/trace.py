@@ -12,9 +12,11 @@ from chatwright.run_folder import RunFolder
 def run_trace(run: str, step: int, as_json: bool) -> None:
     """Print the examples of one step, highest loss first."""
     folder = RunFolder(run, writes=False)
+    if not folder.holds_run():
+        raise CheckpointError("holds no run", place=run, hint="give the run folder that `chatwright train` wrote")
     record = folder.read_trace(step)
     if record is None:
-        last = max((line["step"] for line in folder.read_metrics()), default=0)
+        last = folder.last_traced_step()
         raise CheckpointError(
             f"there is no step {step}; the run has steps 1 to {last}" if last else "this run has no finished step",
             place=str(folder.path),

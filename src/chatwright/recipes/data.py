@@ -96,11 +96,11 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) 
     Raises:
         DataError: a bad row, a row with nothing to train, over-long rows, or no rows at all.
     """
+    if not (settings.data if sources is None else sources):
+        raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
     text = prepare_text(settings)
     rendered, from_cache = _rendered(settings, text.template, sources)
     store, ledger = rendered.store, rendered.ledger
-    if not (settings.data if sources is None else sources):
-        raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
     if not len(store):
         raise DataError("no row is left to train on", source=", ".join(entry.name for entry in rendered.entries))
     plan = plan_packs(

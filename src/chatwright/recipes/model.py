@@ -12,7 +12,7 @@ from chatwright.adapters.peft_files import load_peft
 from chatwright.adapters.token_rows import attach_token_rows
 from chatwright.checkpoints.imports import ResolvedModel
 from chatwright.errors import ConfigError, ModelError
-from chatwright.models.foreign import load_any
+from chatwright.models.foreign import ForeignLM, load_any
 from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import init_token_rows, resize_vocab
 from chatwright.recipes.data import TextSetup
@@ -30,7 +30,7 @@ class ModelSetup:
         fresh_rows: token ids whose rows were made new.
     """
 
-    model: nn.Module
+    model: CausalLM | ForeignLM
     adapted: tuple[str, ...]
     fresh_rows: tuple[int, ...]
 
@@ -40,7 +40,7 @@ class ModelSetup:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def load_weights(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+def load_weights(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str) -> CausalLM | ForeignLM:
     """The model of a resolved folder, with its adapter applied where it has one."""
     model = load_any(resolved.folder, dtype=dtype, device=device)
     if resolved.adapter is not None:
@@ -65,6 +65,7 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
             source=settings.model,
         )
     model = load_weights(resolved, precision, runtime.device)
+    _require_same_adapter(model, settings)
     fresh = _fresh_rows(text)
     if fresh and resolved.adapter is not None:  # its rows would start at random, stay frozen, and not be saved
         names = ", ".join(text.tokenizer.control_names[index] for index in fresh)
@@ -85,6 +86,26 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
         init_token_rows(model, fresh, seed)
     model.train()
     return ModelSetup(model, adapted, fresh)
+
+
+def _require_same_adapter(model: nn.Module, settings: RunSettings) -> None:
+    """A model that carries an adapter goes on with that one; the recipe must say the same.
+
+    Raises:
+        ConfigError: the recipe's rank or strength differ from the adapter's.
+    """
+    wanted = settings.adapter
+    for layer in adapted_layers(model).values():
+        if wanted is None or (layer.rank, layer.scale) == (wanted.rank, wanted.scale):
+            continue
+        raise ConfigError(
+            [
+                f"adapter: the model carries one of rank {layer.rank} and scale {layer.scale:g}, and the recipe asks "
+                f"for rank {wanted.rank} and scale {wanted.scale:g}; write the same, or merge it first with "
+                "`chatwright export --merge`"
+            ],
+            source=settings.model,
+        )
 
 
 def _make_room(model: nn.Module, text: TextSetup, name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from chatwright.adapters.lora import attach_lora
 from chatwright.errors import ModelError
+from chatwright.losses.linear_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from chatwright.models.config import DecoderConfig, flops_per_token, num_parameters
 from chatwright.models.families import config_from_hf
 from chatwright.models.transformer import CausalLM
@@ -18,6 +19,7 @@ from chatwright.models.weights import read_config
 from chatwright.recipes.build import learning_rate_multipliers
 from chatwright.recipes.data import RunData
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.runtime import available_devices, compute_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,15 @@ def _trainable(settings: RunSettings, config: DecoderConfig, data: RunData) -> i
 
 def _memory(settings: RunSettings, config: DecoderConfig, data: RunData, trainable: int) -> dict[str, int]:
     """An estimate in bytes: weights, masters, gradients, moments, activations kept for the backward, and the loss."""
-    low = settings.train.dtype in ("auto", "bfloat16", "float16")
-    width = 2 if low else {"float32": 4, "float64": 8}[settings.train.dtype]
+    kinds = available_devices()
+    kind = kinds[0] if settings.train.device == "auto" else settings.train.device
+    absent = kind not in kinds  # planned here, run elsewhere: `auto` is bf16 on any accelerator worth planning for
+    width = (
+        2
+        if absent and settings.train.dtype == "auto"
+        else compute_dtype(settings.train.dtype, torch.device(kind)).itemsize
+    )
+    low = width == 2
     tokens = min(settings.packing.tokens_per_pack, int(data.plan.step_sums(data.store.lengths).max()))
     d, f = config.hidden_size, config.intermediate_size
     per_token_layer = 6 * d + 2 * config.num_heads * config.head_dim + 2 * config.num_kv_heads * config.head_dim + 3 * f
@@ -132,7 +141,8 @@ def _memory(settings: RunSettings, config: DecoderConfig, data: RunData, trainab
         "gradients": trainable * 4,
         "optimizer": trainable * moments,
         "activations": activations,
-        "loss": 64 * 2**20 + (config.vocab_size * d * 4 if settings.adapter is None else 0),
+        "loss": (CPU_CHUNK_BYTES if kind == "cpu" else ACCELERATOR_CHUNK_BYTES)
+        + (config.vocab_size * d * 4 if settings.adapter is None else 0),
     }
     return {**estimate, "total": sum(estimate.values())}
 

@@ -75,6 +75,11 @@ class RunSettings(Settings):
                 f"max_tokens ({self.max_tokens}) is more than packing.tokens_per_pack "
                 f"({self.packing.tokens_per_pack}); an example must fit a pack"
             )
+        other = "packs_per_step" if self.packing.by == "examples" else "examples_per_step"
+        if getattr(self.packing, other) != type(self.packing).model_fields[other].default:
+            raise ValueError(
+                f"packing.{other} has no effect with packing.by: {self.packing.by}; remove it, or change by"
+            )
         if self.train.evaluate_every and not (self.heldout.share or self.heldout.data):
             raise ValueError(
                 "train.evaluate_every is set, but there is no held-out data: set heldout.share or heldout.data"

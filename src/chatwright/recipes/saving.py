@@ -22,6 +22,7 @@ from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import Manifest, manifest_hash, read_manifest
 from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
 from chatwright.checkpoints.tensors import TrainingState, save_tensors
+from chatwright.errors import CheckpointError
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_trained
 from chatwright.models.families import config_to_hf
@@ -64,13 +65,22 @@ class CheckpointWriter:
     def save(self, progress: Progress) -> Path:
         """Save, mark the best, and delete what `keep_last` no longer keeps; returns the step's folder."""
         folder = self.run.path / f"step-{progress.step:06d}"
+        problem: CheckpointError | None = None
         if self.runtime.is_main:
-            self.run.sync()
-            folder = save_checkpoint(self.run.path, self._manifest(progress), lambda path: self._write(path, progress))
-            self.parent = manifest_hash(folder)
-            self._settle(folder)
-        self.runtime.barrier()
+            try:
+                self._save(progress)
+            except CheckpointError as error:  # a full disk, say: no rank may go on alone, or wait for ever
+                problem = error
+        problem = self.runtime.broadcast_object(problem)
+        if problem is not None:
+            raise problem
         return folder
+
+    def _save(self, progress: Progress) -> None:
+        self.run.sync()
+        folder = save_checkpoint(self.run.path, self._manifest(progress), lambda path: self._write(path, progress))
+        self.parent = manifest_hash(folder)
+        self._settle(folder)
 
     def _settle(self, folder: Path) -> None:
         """What follows a save; done again on resuming, since a kill may have come between."""

@@ -37,6 +37,8 @@ def talk_to(
     resolved = resolve_model(name)
     template = serving_template(resolved.text_folder)
     model = load_weights(resolved, torch.float32, runtime.device).to(compute_dtype("auto", runtime.device))
+    if isinstance(model, CausalLM):
+        model.join_projections()
     return session_for(cast(CausalLM | ForeignLM, model), template, settings, system=system)
 
 

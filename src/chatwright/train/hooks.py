@@ -68,6 +68,7 @@ class MetricsHook(Hook):
         if record.step % self.log_every == 0 or record.step == 1:
             self.run.append_metrics(
                 {
+                    **record.metrics,  # a user's metric never hides one of ours
                     "step": record.step,
                     "loss": record.loss,
                     "learning_rate": record.learning_rate,
@@ -76,7 +77,6 @@ class MetricsHook(Hook):
                     "supervised_tokens": record.supervised_tokens,
                     "supervised_share": record.supervised_tokens / max(record.tokens, 1),
                     "seconds": round(record.seconds, 4),
-                    **record.metrics,
                 }
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,16 +23,16 @@ def prepare_module(model: nn.Module, objective: Objective, settings: TrainSettin
     if settings.activation_checkpointing:
         owner.checkpoint_activations = True
     module: nn.Module = StepModule(model, objective)
-    share_parameters(model, runtime)
+    share_tensors(model.parameters(), runtime)
     return module
 
 
-def share_parameters(model: nn.Module, runtime: Runtime) -> None:
-    """Give every rank rank 0's parameters, so that all start from the same bits."""
+def share_tensors(tensors: Iterable[torch.Tensor], runtime: Runtime) -> None:
+    """Give every rank rank 0's values, so that all start from the same bits."""
     if runtime.world_size == 1:
         return
     with torch.no_grad():
-        for parameter in model.parameters():
+        for tensor in tensors:
             if runtime.rank != 0:
-                parameter.zero_()
-            runtime.all_reduce(parameter.data)
+                tensor.zero_()
+            runtime.all_reduce(tensor.data)

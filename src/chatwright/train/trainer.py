@@ -26,7 +26,7 @@ from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.runtime import Runtime
 from chatwright.train.hooks import Hook, StepRecord
 from chatwright.train.objectives import OBJECTIVES, Objective
-from chatwright.train.parallel import prepare_module
+from chatwright.train.parallel import prepare_module, share_tensors
 from chatwright.train.settings import TrainSettings
 from chatwright.train.step import accumulate_step
 from chatwright.train.validation import heldout_loss
@@ -109,6 +109,7 @@ class Trainer:
         self.heldout = tuple(heldout)
         self.hooks = tuple(hooks) if runtime.is_main else ()
         self.module = prepare_module(model, objective, settings, runtime)
+        share_tensors(optimizer.master_state().values(), runtime)
         # A user's own objective may weigh as it likes; ours must train exactly what the plan counted.
         self.weighs_as_planned = objective in OBJECTIVES.values()
         self.stop_requested = False
@@ -155,7 +156,7 @@ class Trainer:
                 heldout, progress = self._evaluate(progress)
             if self._patience_is_over(progress):
                 reason, last = NO_PATIENCE, True
-            stopping = self._stop_agreed()
+            stopping = self._stop_agreed() and not last
             if self.save and (
                 self._due(self.settings.save_every, progress.step, last or stopping) or self._keeps_best(progress)
             ):
@@ -164,7 +165,7 @@ class Trainer:
                 reason = STOPPED
             if stopping or last:
                 break
-        return TrainResult(progress, loss, heldout, self.stop_requested, time.perf_counter() - began, reason)
+        return TrainResult(progress, loss, heldout, reason == STOPPED, time.perf_counter() - began, reason)
 
     @staticmethod
     def _due(every: int | None, step: int, last: bool) -> bool:
