@@ -160,6 +160,22 @@ def test_an_objective_of_no_weight_is_refused(tiny_model: Path, rows: Path, tmp_
         train(recipe(tiny_model, rows, tmp_path / "run"), objective=weightless)
 
 
+def test_a_signal_that_comes_while_ranks_talk_is_not_lost(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """The other rank has no wish; ours comes during the sum, and counts the next time."""
+    trainer, _, _ = prepare(recipe(tiny_model, rows, tmp_path / "run"))
+    inner = trainer.trainer
+
+    class Talking:
+        world_size, device = 2, torch.device("cpu")
+
+        def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+            inner.stop_requested = True
+            return tensor
+
+    inner.runtime = Talking()  # type: ignore[assignment]
+    assert (inner._stop_agreed(), inner._stop_agreed()) == (False, True)
+
+
 # Length, evaluation, keeping
 
 

@@ -239,8 +239,10 @@ class Trainer:
             return self.stop_requested
         flag = torch.tensor([float(self.stop_requested)], device=self.runtime.device)
         self.runtime.all_reduce(flag)
-        self.stop_requested = bool(flag.item())
-        return self.stop_requested
+        agreed = bool(flag.item())
+        # a signal may have come while the ranks talked: it counts behind the next step
+        self.stop_requested = self.stop_requested or agreed
+        return agreed
 
     @contextmanager
     def _listening_for_stop(self) -> Iterator[None]:
