@@ -111,3 +111,28 @@ def test_a_folder_that_nobody_can_load_says_why(tmp_path: Path) -> None:
         load_any(tmp_path)
     with pytest.raises(ModelError, match=r"config\.json"):
         load_any(tmp_path / "absent")
+
+
+def test_casting_leaves_the_rotary_frequencies_exact(tmp_path: Path) -> None:
+    folder = saved(NEOX, tmp_path)
+    model = load_any(folder).to(torch.bfloat16).eval()
+    ids, positions, layout = packed([40])
+    direct = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        ours = model.output_head().logits(model(ids, positions, layout)[0])
+        torch.testing.assert_close(ours, direct(ids[None]).logits[0], atol=0, rtol=0)
+
+
+def test_recomputed_layers_give_the_same_gradient(tmp_path: Path) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = load_foreign(saved(GPT2, tmp_path))
+        model.checkpoint_activations = recompute
+        assert model.checkpoint_activations is recompute
+        model.eval().train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model(*packed([5, 8]))[0].square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert distance(*gradients) < 1e-6

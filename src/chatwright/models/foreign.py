@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,28 @@ class ForeignLM(nn.Module):
         """Memory for the keys and values of one token, as if every layer kept them for every head."""
         config = self.config
         return 2 * config.num_hidden_layers * config.hidden_size * next(self.parameters()).itemsize
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ForeignLM:
+        """Move or cast, but never round the rotary frequencies: transformers keeps them in float32, too."""
+        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            owner, _, leaf = name.rpartition(".")
+            moved = self.get_buffer(name)
+            setattr(self.get_submodule(owner), leaf, buffer.to(moved.device))
+        return self
+
+    @property
+    def checkpoint_activations(self) -> bool:
+        """Whether layers are recomputed in the backward (transformers' gradient checkpointing)."""
+        return bool(self.hf.is_gradient_checkpointing)
+
+    @checkpoint_activations.setter
+    def checkpoint_activations(self, wanted: bool) -> None:
+        if wanted:
+            self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.hf.gradient_checkpointing_disable()
 
     def new_cache(self, num_rows: int, capacity: int) -> ForeignCache:
         """An empty cache for `forward`."""
