@@ -182,7 +182,7 @@ def test_decoding_in_groups_is_attention_row_by_row(scores: Scores, held: dict[i
 
 
 @pytest.mark.parametrize("num_out", [192, 256, 576, 768, 800, 1536, 1540])
-@pytest.mark.parametrize("rows", [1, 3, 64, 65])
+@pytest.mark.parametrize("rows", [1, 3, 48, 49])
 def test_few_rows_give_what_a_linear_layer_gives(num_out: int, rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(96, num_out).bfloat16()

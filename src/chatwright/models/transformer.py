@@ -133,6 +133,17 @@ class CausalLM(nn.Module):
                 x = layer(x, tables[index], layout, view)
         return self.model.norm(x)
 
+    def join_projections(self) -> None:
+        """Make q, k, v and gate, up one product each while no gradient is wanted: for a model that only generates.
+
+        Their weights move into shared buffers (names and values stay, no memory is added); one that is adapted or
+        replaced later is computed by itself again. Call it after casting and moving the model, and not between making
+        an optimizer and its last step.
+        """
+        for part in self.modules():
+            if isinstance(part, Attention | FeedForward):
+                part.join_projections()
+
     @property
     def max_positions(self) -> int:
         """Tokens of its context."""
