@@ -1,0 +1,147 @@
+"""The commands as a user types them: the whole road on a tiny model, and one clear message for every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from chatwright.cli.main import main
+from tiny_model import make_tiny_model
+
+
+class Result(NamedTuple):
+    """What a command printed, and its exit status."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run a command in a folder of its own, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHATWRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    torch.set_num_threads(1)
+    make_tiny_model(tmp_path / "model")
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["chatwright", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        printed = capsys.readouterr()
+        return Result(code, printed.out, printed.err)
+
+    return run
+
+
+def write_chats(path: Path, count: int = 48) -> Path:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Tell me a colour, number {index}."},
+                {"role": "assistant", "content": "Blue is a colour."},
+            ]
+        }
+        for index in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_whole_road(command: Command, tmp_path: Path) -> None:
+    data = write_chats(tmp_path / "my chats, 1.jsonl")
+    assert command("init", str(data), "--model", "model").code == 0
+    recipe = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert "format: messages" in recipe and "heldout: {share: 0.05}" in recipe
+
+    planned = json.loads(command("plan", "recipe.yaml", "--json").out)["plan"]
+    assert planned["rows"] == 48
+    assert planned["examples"] + planned["heldout_examples"] == 48
+    assert planned["parameters"] == planned["trainable_parameters"]
+
+    lines = command("inspect", "recipe.yaml", "--rows", "0:2", "--json").out.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["row"] for record in records] == [0, 1]
+    assert records[0]["supervised"][0]["text"] == "Blue is a colour.<|im_end|>"
+    shown = command("inspect", "recipe.yaml", "--rows", "0:2")
+    assert "ledger" in shown.out and "✓" in shown.out
+
+    settings = ["--set", "train.epochs=1", "--set", "out=run", "--set", "train.dtype=float32"]
+    assert command("train", "recipe.yaml", *settings).code == 0
+    again = command("train", "recipe.yaml", *settings)
+    assert again.code == 1 and "holds a run already" in again.err and "--resume" in again.err
+
+    reply = command("chat", "run", "--prompt", "Tell me a colour.", "--max-new-tokens", "4")
+    assert reply.code == 0 and "you ›" not in reply.out
+    traced = json.loads(command("trace", "run", "--step", "1", "--json").out)
+    assert traced["examples"] and {"source", "row", "part", "loss"} <= set(traced["examples"][0])
+    assert command("export", "run", "exported").code == 0
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "exported" / "generation_config.json").read_text())["eos_token_id"]
+
+
+def test_two_models_answer_side_by_side(command: Command) -> None:
+    result = command("chat", "model", "--compare", "model", "--prompt", "Hi", "--max-new-tokens", "3")
+    assert result.code == 0
+    assert result.out.count("model") >= 2
+
+
+BAD = [
+    (("train", "none.yaml"), "shipped recipes are"),
+    (("plan", "demo", "--set", "train.epoch=3"), "did you mean 'epochs'"),
+    (("plan", "demo", "--set", "nonsense"), "write it as name=value"),
+    (("inspect", "none.jsonl", "--model", "model"), "no such file"),
+    (("inspect", "bad.jsonl", "--model", "model"), "bad.jsonl, row 1"),
+    (("inspect", "bad.jsonl"), "--model is required"),
+    (("inspect", "binary.jsonl", "--model", "model"), "binary.jsonl"),
+    (("inspect", "empty.jsonl", "--model", "model"), "no rows"),
+    (("inspect", "good.jsonl", "--model", "model", "--rows", "x:2"), "is no row (7) and no range"),
+    (("chat", "nowhere", "--prompt", "x"), "there is no such model"),
+    (("chat", "model", "--prompt", "x", "--temperature=-1"), "temperature"),
+    (("trace", "nowhere", "--step", "1"), "holds no run"),
+    (("export", "model", "good.jsonl"), "good.jsonl"),
+    (("plan", "long.yaml"), "longer than max_tokens"),
+    (("plan", "mute.yaml"), "has no token to train on"),
+    (("plan", "future.yaml"), "recipe_version"),
+    (("plan", "rank.yaml"), "matches no linear layer"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), BAD, ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
+)
+def test_a_mistake_gets_one_clear_message(
+    command: Command, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    write_chats(tmp_path / "good.jsonl", 4)
+    good = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    (tmp_path / "bad.jsonl").write_text(good + good.replace('"user"', '"usr"'), encoding="utf-8")
+    (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)))
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "mute.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n', encoding="utf-8")
+    for name, lines in {
+        "long": "data: [{path: good.jsonl}]\nmax_tokens: 5\n",
+        "mute": "data: [{path: mute.jsonl, format: messages}]\n",
+        "future": "data: [{path: good.jsonl}]\nrecipe_version: 2\n",
+        "rank": "data: [{path: good.jsonl}]\nadapter: {targets: [nothing_proj]}\n",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text("model: model\n" + lines, encoding="utf-8")
+    result = command(*arguments)
+    assert result.code == 1
+    assert words in result.err
+    assert "Traceback" not in result.err + result.out
+    assert result.err.count("error:") == 1
