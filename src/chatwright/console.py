@@ -185,8 +185,8 @@ def _make_bar() -> Progress:
 
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=24 if err().width >= 110 else 6),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
         TextColumn("{task.fields[tail]}", markup=False, table_column=Column(no_wrap=True)),
         console=err(),
     )

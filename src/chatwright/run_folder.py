@@ -17,6 +17,7 @@ from chatwright.errors import CheckpointError, UserError
 T = TypeVar("T")
 
 ANOTHER = "give another folder with `--set out=…`"
+FOREIGN = ("is a folder with other files in it; a run needs one of its own", ANOTHER)
 TAKEN = ("holds a run already", f"continue it with `--resume`, or {ANOTHER}")
 
 
@@ -72,10 +73,12 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run already.
         """
-        if self.holds_run():
-            raise UserError(
-                "holds a run already", place=str(self.path), hint=f"continue it with `--resume`, or {ANOTHER}"
-            )
+        problem = TAKEN if self.holds_run() else FOREIGN if self._holds_other_files() else None
+        if problem is not None:
+            raise UserError(problem[0], place=str(self.path), hint=problem[1])
+
+    def _holds_other_files(self) -> bool:
+        return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
     def holds_run(self) -> bool:
         """Whether a run was begun here."""

@@ -20,7 +20,9 @@ T = TypeVar("T", bound="Settings")
 class Settings(BaseModel):
     """Base of every settings class: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,9 +70,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def dump_yaml(settings: Settings) -> str:
-    """The settings as YAML, every default written out."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+def dump_yaml(settings: Settings, *, only_changed: bool = False) -> str:
+    """The settings as YAML: every default written out, or only what differs from the defaults."""
+    data = settings.model_dump(mode="json", exclude_defaults=only_changed)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_killed_then_stopped_by_ctrl_c_then_resumed(tiny_model: Path, rows: Path
     wait_for_progress(second, run)
     second.send_signal(signal.SIGINT)
     printed, _ = second.communicate(timeout=120)
-    assert second.returncode == 0 and "stopped by the user: step" in printed, printed
+    assert second.returncode == 130 and "stopped by the user: step" in printed, printed
     going_on = re.search(r"Go on with:\s+chatwright train (\S+) --resume", " ".join(printed.split()))
     assert going_on is not None and Path(going_on[1]) == run, printed
     stopped_at = latest_checkpoint(run)

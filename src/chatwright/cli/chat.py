@@ -19,6 +19,7 @@ def run_chat(model: str, prompt: str | None, compare: str | None, system: str | 
     temperature, top_p, top_k, max_new_tokens, seed = options
     drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k or None}
     settings = build(SamplingSettings, {**drawn, "max_new_tokens": max_new_tokens, "seed": seed}, "chat")
+    prompt = None if prompt is None else _readable(prompt)
     names = [model, *([compare] if compare else [])]
     sessions = [talk_to(name, settings, system=system) for name in names]
     if prompt is not None:
@@ -41,15 +42,23 @@ def run_chat(model: str, prompt: str | None, compare: str | None, system: str | 
             print_error(error)
 
 
+def _readable(text: str) -> str:
+    """Bytes that were no UTF-8 become replacement characters."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _read_line() -> str | None:
     """The next non-empty line; None when the user leaves."""
     while True:
         try:
-            line = out().input("[bold cyan]you[/] › ").strip()
+            line = _readable(out().input("[bold cyan]you[/] › ").strip())
         except (EOFError, KeyboardInterrupt):
             return None
         if line in ("/quit", "/exit"):
             return None
+        if line.startswith("/") and line != "/reset":
+            note(f"unknown command {line.split()[0]} · {HELP}")
+            continue
         if line:
             return line
 

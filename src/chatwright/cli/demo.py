@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from chatwright.cli.train import prepare, report
+from chatwright.cli.train import INTERRUPTED, prepare, report
 from chatwright.console import duration, note, out, table
 from chatwright.conversations.schema import Message
 from chatwright.inference.sampling import SamplingSettings
@@ -39,7 +39,7 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     result = prepared.trainer.train()
     report(prepared.trainer, result, "demo")
     if result.interrupted:
-        return
+        raise SystemExit(INTERRUPTED)
     losses = [line["heldout_loss"] for line in prepared.trainer.run.read_metrics() if "heldout_loss" in line]
 
     console.rule("3 · before and after")

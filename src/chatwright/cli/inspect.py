@@ -43,7 +43,7 @@ def run_inspect(data: str, model: str | None, rows: str, overrides: Sequence[str
         console.rule(title)
         for group in template.render_many(chosen, mask_policy(entry, settings)):
             for example in group:
-                console.print(show_example(example, template.tokenizer))
+                console.print(show_example(example, template.tokenizer, marks=not console.is_terminal))
                 console.print()
     if not any(chosen for _, chosen in shown):
         note(f"no row in --rows {rows}")

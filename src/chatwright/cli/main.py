@@ -169,6 +169,14 @@ def main() -> None:
 
         print_error(error)
         sys.exit(1)
+    except OSError as error:  # a folder that can't be written, a full disk: the user's to mend
+        if debug or isinstance(error, BrokenPipeError):
+            raise
+        from chatwright.console import print_error
+
+        hint = "check that it exists, that you may read and write it, and that the disk has room"
+        print_error(UserError(error.strerror or str(error), place=str(error.filename or "files"), hint=hint))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

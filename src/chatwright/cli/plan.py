@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from chatwright.console import out, table
+from chatwright.console import out, table, warn
 from chatwright.recipes.data import build_data
 from chatwright.recipes.planning import RunPlan, plan_run
 from chatwright.recipes.run_settings import load_recipe
@@ -42,6 +42,8 @@ def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
         body = [(name, f"{count / 2**20:,.0f} MiB") for name, count in figures.memory.items()]
         console.print(table("memory, estimated", ("for", "size"), body))
     console.print(data.ledger.table())
+    for warning in figures.warnings:
+        warn(warning)
     console.print(f"learning rate  {sparkline(figures.learning_rates)}  peak {max(figures.learning_rates):.2e}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from chatwright.cli.plan import sparkline
-from chatwright.console import duration, note, out, table
+from chatwright.console import duration, note, out, table, warn
 from chatwright.recipes.build import RunTrainer, build_trainer
 from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.model import ModelSetup, build_model
@@ -17,6 +17,9 @@ from chatwright.runtime import Runtime, start_runtime
 from chatwright.settings import dump_yaml
 from chatwright.train.trainer import TrainResult
 
+INTERRUPTED = 130
+"""The exit status of a run that Ctrl-C stopped, as shells have it."""
+
 
 def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     """Train by a recipe; with `resume`, go on from the newest complete checkpoint."""
@@ -24,13 +27,16 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
     runtime = start_runtime(settings.train.device, settings.train.threads)
     try:
         if runtime.is_main:
-            out().print(dump_yaml(settings).rstrip(), style="dim", markup=False, highlight=False)
+            text = dump_yaml(settings, only_changed=True)  # the whole of it is saved with the run
+            out().print(text.rstrip(), style="dim", markup=False, highlight=False)
         prepared = prepare(settings, runtime, resume).trainer
         result = prepared.train()
         if runtime.is_main:
             report(prepared, result, recipe)
     finally:
         runtime.close()
+    if result.interrupted and runtime.world_size == 1:  # so that `train … && export …` stops here
+        raise SystemExit(INTERRUPTED)
 
 
 class Prepared(NamedTuple):
@@ -59,6 +65,8 @@ def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
         if model.fresh_rows:
             names = [data.text.tokenizer.control_names[i] for i in model.fresh_rows]
             note(f"new token rows, trained: {' '.join(names)}")
+        if resume and prepared.resumed_from is None:
+            note(f"{settings.out} holds no complete checkpoint: starting from the beginning")
         if prepared.resumed_from is not None:
             note(f"resuming from {prepared.resumed_from} (step {prepared.start.step})")
     return Prepared(prepared, data, model)
@@ -78,6 +86,8 @@ def _print_data(settings: RunSettings, data: RunData) -> None:
         for s in figures.sources
     ]
     out().print(table("data" + (" (tokens from the cache)" if data.from_cache else ""), columns, body))
+    for warning in figures.warnings:
+        warn(warning)
     lost = [e for e in data.ledger.entries() if e.reason]
     for entry in lost:
         note(f"{entry.source}: {entry.rows:,} rows {entry.stage}: {entry.reason}")

@@ -109,5 +109,5 @@ def _nothing_fits(row: Any, source: str) -> DataError:
     place = Place(source, 0)
     return place.error(
         f"no known format fits these rows; the first has {fields}{why}",
-        f"set the format, or rename the fields to one of: {', '.join(CONVERTERS)}",
+        f"name the format yourself ({', '.join(CONVERTERS)}), or rename the fields to what it expects",
     )

@@ -102,7 +102,11 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) 
     rendered, from_cache = _rendered(settings, text.template, sources)
     store, ledger = rendered.store, rendered.ledger
     if not len(store):
-        raise DataError("no row is left to train on", source=", ".join(entry.name for entry in rendered.entries))
+        why = "; ".join(f"{e.rows:,} {e.stage}: {e.reason}" for e in ledger.entries() if e.reason)
+        raise DataError(
+            f"no row is left to train on{f' ({why})' if why else ''}",
+            source=", ".join(entry.name for entry in rendered.entries),
+        )
     plan = plan_packs(
         store.lengths,
         settings.packing,

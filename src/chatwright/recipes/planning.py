@@ -46,6 +46,7 @@ class RunPlan:
     training_flops: float | None
     memory: dict[str, int] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -88,7 +89,22 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         training_flops=flops_per_token(config, mean_length) * float(steps_tokens.sum()) if config else None,
         memory=_memory(settings, config, data, trainable or 0) if config else {},
         sources=_sources(data),
+        warnings=_warnings(data, int(lengths.max())),
     )
+
+
+def _warnings(data: RunData, longest: int) -> list[str]:
+    """What can be done as asked, but may not be what was meant."""
+    found = [
+        f"{entry.name}: {count:,} rows {reason}" for entry in data.entries for reason, count in entry.notes.items()
+    ]
+    context = read_config(data.text.resolved.folder).get("max_position_embeddings")
+    if isinstance(context, int) and longest > context:
+        found.append(
+            f"the longest example has {longest:,} tokens, but the model was made for {context:,}: "
+            "lower max_tokens and set overflow"
+        )
+    return found
 
 
 def _decoder_config(data: RunData) -> DecoderConfig | None:

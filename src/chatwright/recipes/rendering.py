@@ -29,12 +29,13 @@ RENDER_CHUNK = 2000
 
 @dataclass(frozen=True, slots=True)
 class EntryInfo:
-    """What one data entry gave: name, format found, rows read, rows skipped by field."""
+    """What one data entry gave: name, format found, rows read, rows skipped by field, and rows to look at by reason."""
 
     name: str
     format: str
     num_rows: int
     skipped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def render_entries(settings: RunSettings, template: Template, sources: Mapping[s
     read = [read_entry(entry, seed, given) for entry, given in work]
     chosen = _heldout_rows([conversations for conversations, _ in read], settings.heldout.share, seed)
     for number, ((entry, _), (conversations, info)) in enumerate(zip(work, read, strict=True)):
-        info = _with_own_name(info, infos)
+        info = replace(_with_own_name(info, infos), notes=_rows_to_look_at(conversations, template))
         infos.append(info)
         ledger.count(info.name, Stage.READ, info.num_rows)
         for reason, count in info.skipped.items():
@@ -128,10 +129,25 @@ def render_entries(settings: RunSettings, template: Template, sources: Mapping[s
     )
 
 
+def _rows_to_look_at(conversations: Sequence[Conversation], template: Template) -> dict[str, int]:
+    """What is trained as asked, but may not be what was meant: reason → rows."""
+    inline = template.grammar is not None
+    counts = {
+        "offer tools, whose definitions this template doesn't show to the model": sum(
+            bool(conversation.tools) and inline for conversation in conversations
+        ),
+        "have an empty reply, which trains the model to say nothing": sum(
+            any(m.role == "assistant" and not any(part.text.strip() for part in m.parts) for m in conversation.messages)
+            for conversation in conversations
+        ),
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
 def _with_own_name(info: EntryInfo, before: Sequence[EntryInfo]) -> EntryInfo:
     """Two entries may read one file: the ledger keeps them apart by number."""
     same = sum(other.name.split(" #")[0] == info.name for other in before)
-    return info if not same else EntryInfo(f"{info.name} #{same + 1}", info.format, info.num_rows, info.skipped)
+    return info if not same else replace(info, name=f"{info.name} #{same + 1}")
 
 
 def _heldout_rows(read: Sequence[Sequence[Conversation]], share: float, seed: int) -> set[tuple[str, int]]:

@@ -12,7 +12,7 @@ from chatwright.settings import Settings
 class TrainSettings(Settings):
     """The loop's own settings. Lengths are in epochs over the data, bounded by `max_steps` if given."""
 
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=10_000)
     max_steps: PositiveInt | None = None
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps", "npu"] = "auto"
