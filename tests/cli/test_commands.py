@@ -117,6 +117,10 @@ BAD = [
     (("plan", "long.yaml"), "longer than max_tokens"),
     (("plan", "mute.yaml"), "has no token to train on"),
     (("plan", "future.yaml"), "recipe_version"),
+    (("plan", "good.yaml", "--set", "optimizer.learning_rate=inf"), "learning_rate"),
+    (("plan", "good.yaml", "--set", "train.epochs=1e300"), "less than or equal to 10000"),
+    (("train", "good.yaml", "--set", "out=."), "other files in it"),
+    (("init", "good.jsonl", "--model", "model", "--out", "no/such/recipe.yaml"), "no/such/recipe.yaml"),
     (("plan", "rank.yaml"), "matches no linear layer"),
 ]
 
@@ -134,6 +138,7 @@ def test_a_mistake_gets_one_clear_message(
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     (tmp_path / "mute.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n', encoding="utf-8")
     for name, lines in {
+        "good": "data: [{path: good.jsonl}]\n",
         "long": "data: [{path: good.jsonl}]\nmax_tokens: 5\n",
         "mute": "data: [{path: mute.jsonl, format: messages}]\n",
         "future": "data: [{path: good.jsonl}]\nrecipe_version: 2\n",
@@ -145,3 +150,23 @@ def test_a_mistake_gets_one_clear_message(
     assert words in result.err
     assert "Traceback" not in result.err + result.out
     assert result.err.count("error:") == 1
+
+
+def test_what_may_not_be_meant_is_said(command: Command, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    asked = {"role": "user", "content": "word " * 300}
+    rows = [
+        {"messages": [asked, {"role": "assistant", "content": ""}]},
+        {"messages": [asked, {"role": "assistant", "content": "yes"}], "tools": [tool]},
+    ]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = "model: model\ndata: [{path: odd.jsonl}]\ntemplate: {tools: add}\n"
+    (tmp_path / "odd.yaml").write_text(recipe, encoding="utf-8")
+    warnings = json.loads(command("plan", "odd.yaml", "--json").out)["plan"]["warnings"]
+    assert len(warnings) == 3
+    for words in ("1 rows offer tools", "1 rows have an empty reply", "the model was made for 256"):
+        assert any(words in warning for warning in warnings), warnings
+
+
+def test_bytes_that_are_no_text_are_read_as_replacements(command: Command) -> None:
+    assert command("chat", "model", "--prompt", "\udcff hello", "--max-new-tokens", "2").code == 0
