@@ -191,14 +191,13 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def determinism_tuple(runtime: Runtime, *, compiled: bool = False) -> dict[str, Any]:
+def determinism_tuple(runtime: Runtime) -> dict[str, Any]:
     """All that the bits of a run depend on besides its recipe: two equal tuples promise equal bits."""
     return {
         "device": _device_name(runtime.device),
         "ranks": runtime.world_size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "compile": compiled,
     }
 
 
