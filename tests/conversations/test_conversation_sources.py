@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.hub import parse_hub_name
-from chatwright.conversations.sources import DataSettings, fingerprint, load_conversations, read_rows
+from chatwright.conversations.sources import fingerprint, load_conversations, read_rows
 from chatwright.errors import ConfigError, DataError, UserError
 from chatwright.settings import build
 from shared_files import shared

@@ -6,7 +6,6 @@ counted. This module knows no format and no file type by itself; see `converters
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -14,71 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from chatwright.conversations.converters import CONVERTERS, convert, detect_format
+from chatwright.conversations.converters import convert, detect_format
+from chatwright.conversations.data_settings import BadRow
 from chatwright.conversations.files import READERS, RawRow, file_kind, is_saved_dataset, read_file, read_saved_dataset
 from chatwright.conversations.hub import HUB_PREFIX, read_hub
 from chatwright.conversations.places import without_nulls
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import DataError
-from chatwright.settings import Settings
 
 Source = str | Path | Iterable[Any]
-BadRow = Literal["error", "skip"]
-
-
-class DataSettings(Settings):
-    """One source of training conversations: a `path`, or a built-in `task`.
-
-    Args:
-        path: a file, folder, glob or `hub:owner/name[:config]/split`.
-        task: name of a built-in task, with its `task_options`. split: which of its disjoint halves.
-        format: a name of `CONVERTERS`, or `auto` to detect it from the rows.
-        on_bad_row: `error` stops at the first bad row; `skip` leaves it out and counts it.
-        start: first row to use, from 0; `stop`: the row after the last.
-        epochs: how often the source is seen in one epoch of the mixture.
-        name: what reports call the source; the path or task where not given.
-        train_on: a mask policy for this source alone; the template's where not given.
-    """
-
-    path: str | None = None
-    task: str | None = None
-    task_options: dict[str, Any] = Field(default_factory=dict)
-    split: Literal["train", "test"] = "train"
-    format: str = "auto"
-    on_bad_row: BadRow = "error"
-    start: int | None = Field(default=None, ge=0)
-    stop: int | None = Field(default=None, ge=0)
-    epochs: int = Field(default=1, ge=1)
-    name: str | None = None
-    train_on: Literal["assistant", "last", "everything", "flags"] | None = None
-
-    @property
-    def source_name(self) -> str:
-        """What reports call this source."""
-        return self.name or self.path or self.task or ""
-
-    @model_validator(mode="after")
-    def _check(self) -> DataSettings:
-        given = [name for name in ("path", "task") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of 'path' and 'task', found {' and '.join(given) or 'neither'}")
-        if self.path == "-":
-            raise ValueError("path '-' (standard input) can be read only once; save the rows as a file")
-        if self.task_options and not self.task:
-            raise ValueError("'task_options' belong to a 'task', found a 'path'")
-        if self.split != "train" and not self.task:
-            raise ValueError("'split' belongs to a 'task'; a path names its own rows (hub:owner/name/split)")
-        if self.format != "auto" and self.format not in CONVERTERS:
-            near = difflib.get_close_matches(self.format, CONVERTERS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid: auto, {', '.join(CONVERTERS)}"
-            raise ValueError(f"unknown format {self.format!r}; {hint}")
-        if self.stop is not None and self.stop <= (self.start or 0):
-            raise ValueError(f"stop ({self.stop}) must be greater than start ({self.start or 0})")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ import numpy as np
 from chatwright import __version__
 from chatwright.batches.token_cache import TokenStore, cache_key
 from chatwright.console import progress
+from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.hub import HUB_PREFIX
 from chatwright.conversations.schema import Conversation
-from chatwright.conversations.sources import DataSettings, fingerprint, load_conversations
+from chatwright.conversations.sources import fingerprint, load_conversations
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger, Stage
 from chatwright.recipes.run_settings import RunSettings

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from chatwright.adapters.settings import LoraSettings
-from chatwright.conversations.sources import DataSettings
+from chatwright.conversations.data_settings import DataSettings
 from chatwright.errors import ConfigError
 from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.plan import PackingSettings

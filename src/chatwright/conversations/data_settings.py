@@ -1,0 +1,71 @@
+"""One entry of a recipe's `data:` list: where its rows are, how they are read, chosen and mixed."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from chatwright.conversations.converters import CONVERTERS
+from chatwright.settings import Settings
+
+BadRow = Literal["error", "skip"]
+
+
+class DataSettings(Settings):
+    """One source of training conversations: a `path`, or a built-in `task`.
+
+    Args:
+        path: a file, folder, glob or `hub:owner/name[:config]/split`.
+        task: name of a built-in task, with its `task_options`. split: which of its disjoint halves.
+        format: a name of `CONVERTERS`, or `auto` to detect it from the rows.
+        on_bad_row: `error` stops at the first bad row; `skip` leaves it out and counts it.
+        start: first row to use, from 0; `stop`: the row after the last; `step`: use every step-th row.
+        max_rows: at most so many rows, drawn by the run's seed (`stop` takes the first ones).
+        epochs: how often the source is seen in one epoch of the mixture.
+        weight: the source's share of the mixture in rows, beside the other weights; in place of `epochs`.
+        name: what reports call the source; the path or task where not given.
+        train_on: a mask policy for this source alone; the template's where not given.
+    """
+
+    path: str | None = None
+    task: str | None = None
+    task_options: dict[str, Any] = Field(default_factory=dict)
+    split: Literal["train", "test"] = "train"
+    format: str = "auto"
+    on_bad_row: BadRow = "error"
+    start: int | None = Field(default=None, ge=0)
+    stop: int | None = Field(default=None, ge=0)
+    step: int = Field(default=1, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    name: str | None = None
+    train_on: Literal["assistant", "last", "everything", "flags"] | None = None
+
+    @property
+    def source_name(self) -> str:
+        """What reports call this source."""
+        return self.name or self.path or self.task or ""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        given = [name for name in ("path", "task") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of 'path' and 'task', found {' and '.join(given) or 'neither'}")
+        if self.path == "-":
+            raise ValueError("path '-' (standard input) can be read only once; save the rows as a file")
+        if self.task_options and not self.task:
+            raise ValueError("'task_options' belong to a 'task', found a 'path'")
+        if self.split != "train" and not self.task:
+            raise ValueError("'split' belongs to a 'task'; a path names its own rows (hub:owner/name/split)")
+        if self.format != "auto" and self.format not in CONVERTERS:
+            near = difflib.get_close_matches(self.format, CONVERTERS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: auto, {', '.join(CONVERTERS)}"
+            raise ValueError(f"unknown format {self.format!r}; {hint}")
+        if self.stop is not None and self.stop <= (self.start or 0):
+            raise ValueError(f"stop ({self.stop}) must be greater than start ({self.start or 0})")
+        if self.weight is not None and self.epochs != 1:
+            raise ValueError("give either 'epochs' or 'weight', not both")
+        return self
