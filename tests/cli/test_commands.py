@@ -83,7 +83,7 @@ def test_the_whole_road(command: Command, tmp_path: Path) -> None:
     settings = ["--set", "train.epochs=1", "--set", "out=run", "--set", "train.dtype=float32"]
     assert command("train", "recipe.yaml", *settings).code == 0
     again = command("train", "recipe.yaml", *settings)
-    assert again.code == 1 and "holds a run already" in again.err and "--resume" in again.err
+    assert again.code == 2 and "holds a run already" in again.err and "--resume" in again.err
 
     reply = command("chat", "run", "--prompt", "Tell me a colour.", "--max-new-tokens", "4")
     assert reply.code == 0 and "you ›" not in reply.out
@@ -146,7 +146,7 @@ def test_a_mistake_gets_one_clear_message(
     }.items():
         (tmp_path / f"{name}.yaml").write_text("model: model\n" + lines, encoding="utf-8")
     result = command(*arguments)
-    assert result.code == 1
+    assert result.code == 2
     assert words in result.err
     assert "Traceback" not in result.err + result.out
     assert result.err.count("error:") == 1

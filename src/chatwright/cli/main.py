@@ -19,6 +19,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MISTAKE = 2
+"""The exit status after a user's mistake, whether in the command line, a recipe or the data."""
+
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b=value (may be repeated).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -156,7 +159,7 @@ def demo(
 
 
 def main() -> None:
-    """The console script: a `UserError` becomes one clear message and exit status 1."""
+    """The console script: a `UserError` becomes one clear message and exit status `MISTAKE`."""
     debug = "--debug" in sys.argv
     if debug:  # wherever it stands
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -168,7 +171,7 @@ def main() -> None:
         from chatwright.console import print_error
 
         print_error(error)
-        sys.exit(1)
+        sys.exit(MISTAKE)
     except OSError as error:  # a folder that can't be written, a full disk: the user's to mend
         if debug or isinstance(error, BrokenPipeError):
             raise
@@ -176,7 +179,7 @@ def main() -> None:
 
         hint = "check that it exists, that you may read and write it, and that the disk has room"
         print_error(UserError(error.strerror or str(error), place=str(error.filename or "files"), hint=hint))
-        sys.exit(1)
+        sys.exit(MISTAKE)
 
 
 if __name__ == "__main__":
