@@ -12,6 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -59,12 +60,13 @@ def file_kind(path: Path) -> str | None:
     return suffix.lower() if suffix.lower() in READERS else None
 
 
-def _open(path: Path) -> BinaryIO:
+def open_data_file(path: Path) -> BinaryIO:
+    """The bytes of a data file, unpacked where it is compressed."""
     return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _read_text(path: Path) -> str:
-    with _open(path) as file:
+    with open_data_file(path) as file:
         data = file.read()
     try:
         return data.decode("utf-8-sig")
@@ -77,17 +79,18 @@ def _read_text(path: Path) -> str:
 def read_jsonl(path: Path) -> Iterator[RawRow]:
     """One JSON value a line. Lines end at `\\n` only: rows hold U+2028, where `splitlines` would cut."""
     source, index = str(path), 0
-    with _open(path) as file:
+    with open_data_file(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
-            yield _parse_line(line, source, index, number)
+            yield parse_line(line, source, index, number)
             index += 1
 
 
-def _parse_line(line: bytes, source: str, index: int, number: int) -> RawRow:
+def parse_line(line: bytes, source: str, index: int, number: int) -> RawRow:
+    """The row of one JSON line; `index` is the row's number, `number` the line's, from 1."""
     try:
         return RawRow(json.loads(line.decode("utf-8")), source, index)
     except (ValueError, RecursionError) as error:
@@ -173,6 +176,28 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
             yield from _arrow_rows(file.iter_batches(batch_size=ROWS_PER_BATCH), source, 0)
     except pyarrow.ArrowException as error:
         raise DataError(f"is not a parquet file that can be read: {error}", source=source) from None
+
+
+def read_parquet_range(path: Path, first: int, stop: int) -> Iterator[RawRow]:
+    """The rows `[first, stop)` of a parquet file; row groups outside aren't read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    source, begin = str(path), 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                if begin < stop and end > first:
+                    batches = file.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=[group])
+                    yield from _inside(_arrow_rows(batches, source, begin), first, stop)
+                begin = end
+    except pyarrow.ArrowException as error:
+        raise DataError(f"is not a parquet file that can be read: {error}", source=source) from None
+
+
+def _inside(rows: Iterator[RawRow], first: int, stop: int) -> Iterator[RawRow]:
+    return takewhile(lambda row: row.number < stop, dropwhile(lambda row: row.number < first, rows))
 
 
 def read_saved_dataset(folder: Path) -> Iterator[RawRow]:

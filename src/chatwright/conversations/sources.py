@@ -150,8 +150,8 @@ def fingerprint(source: Source) -> str:
         DataError: if the source can't be read, or only once.
     """
     digest = hashlib.sha256()
-    if _is_path(source):
-        for path in _expand(str(source)):
+    if is_local(source):
+        for path in local_files(str(source)):
             files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
             for file in files:
                 _add_file(digest, file)
@@ -185,13 +185,19 @@ def scan_rows(source: Source) -> Iterator[RawRow]:
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         yield from _memory_rows(read_hub(source), source)
     elif isinstance(source, str | Path):
-        for path in _expand(str(source)):
-            yield from read_saved_dataset(path) if path.is_dir() else read_file(path)
+        for path in local_files(str(source)):
+            yield from scan_file(path)
     elif isinstance(source, Mapping):
         hint = f"give one of its parts: {', '.join(map(str, source))}"
         raise DataError("a mapping isn't rows (a DatasetDict holds several splits)", source="memory", hint=hint)
     else:
         yield from _memory_rows(source, "memory")
+
+
+def scan_file(path: Path | str) -> Iterator[RawRow]:
+    """The rows of one local file or saved data set, bad ones included."""
+    path = Path(path)
+    return read_saved_dataset(path) if path.is_dir() else read_file(path)
 
 
 def _memory_rows(rows: Iterable[Any], name: str) -> Iterator[RawRow]:
@@ -201,12 +207,17 @@ def _memory_rows(rows: Iterable[Any], name: str) -> Iterator[RawRow]:
         yield RawRow(without_nulls(row) if from_arrow else row, name, index)
 
 
-def _is_path(source: Source) -> bool:
+def is_local(source: Source) -> bool:
+    """Whether a source is made of files of this machine."""
     return isinstance(source, Path) or (isinstance(source, str) and not source.startswith(HUB_PREFIX))
 
 
-def _expand(source: str) -> list[Path]:
-    """The files (and saved data sets) that a path, folder or glob stands for, sorted."""
+def local_files(source: str) -> list[Path]:
+    """The files (and saved data sets) that a path, folder or glob stands for, sorted.
+
+    Raises:
+        DataError: if there are none.
+    """
     path = Path(source).expanduser()
     if _is_readable(path):
         return [path]

@@ -1,0 +1,158 @@
+"""A source cut into row ranges that can be read apart from each other, by any process, without holding a file.
+
+JSON lines are found by byte offset, parquet rows by row group; the rows of other files are read from their beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from chatwright.conversations.files import RawRow, open_data_file, parse_line, read_parquet_range
+from chatwright.conversations.sources import is_local, local_files, scan_file, scan_rows
+
+JSON_LINES = (".jsonl", ".ndjson")
+SMALL_FILE_BYTES = 1 << 20
+"""A file below this is never cut: reading it whole costs less than finding the place to cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Every `step`-th of the rows `[first, stop)` of files read one after another.
+
+    Args:
+        files: the files; or one source that isn't a local file (hub, URL).
+        first: the first row, counted from 0 over the files. stop: the row after the last, or None for the end.
+        step: 1 for every row.
+        offset: the byte where the first row begins, where known (one file of JSON lines). line: the number of its
+            line, from 1.
+    """
+
+    files: tuple[str, ...]
+    first: int = 0
+    stop: int | None = None
+    step: int = 1
+    offset: int | None = None
+    line: int = 1
+
+
+def split_source(
+    source: str, rows_per_range: int, start: int = 0, stop: int | None = None, step: int = 1
+) -> list[RowRange]:
+    """Cut a source into ranges of about `rows_per_range` rows, in the order of its rows.
+
+    Args:
+        source: a path, folder, glob, URL or hub name.
+        rows_per_range: most rows of a range that is cut out of a larger file; small files share a range.
+        start, stop, step: the rows of the whole source to use, counted over its files. Several files, or one whose
+            rows can't be counted cheaply, are one range then, since only reading tells where a row stands.
+
+    Raises:
+        DataError: if there is no such source.
+    """
+    whole = RowRange((source,), start, stop, step)
+    if not is_local(source):
+        return [whole]
+    files = [str(path) for path in local_files(source)]
+    if len(files) == 1:
+        return list(_cut(files[0], rows_per_range, whole))
+    if start or stop is not None or step > 1:
+        return [RowRange(tuple(files), start, stop, step)]
+    ranges: list[RowRange] = []
+    small: list[str] = []
+    for path in files:
+        if _is_small(path) and len(small) < rows_per_range // 10:
+            small.append(path)
+            continue
+        ranges += [RowRange(tuple(small))] if small else []
+        small = []
+        ranges += _cut(path, rows_per_range, RowRange((path,)))
+    return [*ranges, RowRange(tuple(small))] if small else ranges
+
+
+def _is_small(path: str) -> bool:
+    return Path(path).is_file() and Path(path).stat().st_size < SMALL_FILE_BYTES
+
+
+def _cut(path: str, rows_per_range: int, wanted: RowRange) -> Iterator[RowRange]:
+    """The wanted rows of one file, cut where its type allows it."""
+    wanted = RowRange((path,), wanted.first, wanted.stop, wanted.step)
+    suffix = Path(path).suffix.lower()
+    if _is_small(path) or suffix not in (*JSON_LINES, ".parquet"):
+        yield wanted
+    elif suffix == ".parquet":
+        yield from _cut_parquet(wanted, rows_per_range * wanted.step)
+    else:
+        yield from _cut_lines(wanted, rows_per_range * wanted.step)
+
+
+def _cut_lines(wanted: RowRange, rows_per_cut: int) -> Iterator[RowRange]:
+    """Ranges of non-blank lines, each with the byte where it begins; a file without any is one empty range."""
+    first, stop = wanted.first, wanted.stop
+    row = offset = 0
+    begin: tuple[int, int] | None = None
+    with Path(wanted.files[0]).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if row == stop:
+                break
+            if line.strip():
+                if row == first:
+                    begin = (offset, number)
+                elif row == first + rows_per_cut and begin:
+                    yield RowRange(wanted.files, first, row, wanted.step, *begin)
+                    first, begin = row, (offset, number)
+                row += 1
+            offset += len(line)
+    if begin is None:
+        yield wanted
+    else:
+        yield RowRange(wanted.files, first, row, wanted.step, *begin)
+
+
+def _cut_parquet(wanted: RowRange, rows_per_cut: int) -> Iterator[RowRange]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_metadata(wanted.files[0]).num_rows
+    except (OSError, pyarrow.ArrowException):
+        yield wanted  # reading it says what is wrong with it
+        return
+    last = rows if wanted.stop is None else min(rows, wanted.stop)
+    for first in range(wanted.first, last, rows_per_cut):
+        yield RowRange(wanted.files, first, min(first + rows_per_cut, last), wanted.step)
+    if wanted.first >= last:
+        yield wanted
+
+
+def read_range(rows: RowRange) -> Iterator[RawRow]:
+    """The rows of a range, bad ones included, each with its file and its number there.
+
+    Raises:
+        DataError: if a file as a whole can't be read.
+    """
+    path, suffix = rows.files[0], Path(rows.files[0]).suffix.lower()
+    if not is_local(path):
+        yield from islice(scan_rows(path), rows.first, rows.stop, rows.step)
+    elif rows.offset is not None:
+        yield from islice(_lines_from(rows), 0, None if rows.stop is None else rows.stop - rows.first, rows.step)
+    elif suffix == ".parquet" and len(rows.files) == 1 and rows.stop is not None:
+        yield from islice(read_parquet_range(Path(path), rows.first, rows.stop), 0, None, rows.step)
+    else:
+        chained: Iterable[RawRow] = chain.from_iterable(map(scan_file, rows.files))
+        yield from islice(chained, rows.first, rows.stop, rows.step)
+
+
+def _lines_from(rows: RowRange) -> Iterator[RawRow]:
+    """Rows from a byte offset on; the same as `read_jsonl` gives there."""
+    path, row = rows.files[0], rows.first
+    with open_data_file(Path(path)) as file:
+        file.seek(rows.offset or 0)
+        for number, line in enumerate(file, rows.line):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield parse_line(line, path, row, number)
+                row += 1
