@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_store import TokenStore
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import load_conversations, read_rows
 from chatwright.tasks.registry import make_task

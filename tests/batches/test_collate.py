@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatwright.batches.collate import collate
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_store import TokenStore
 from chatwright.templates.rendered import ExampleKey, RenderedExample
 
 

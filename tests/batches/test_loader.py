@@ -10,7 +10,7 @@ import torch
 
 from chatwright.batches.loader import StepLoader, step_batches
 from chatwright.batches.packed_batch import PackedBatch
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_store import TokenStore
 from chatwright.layouts import SegmentLayout
 from chatwright.packing.plan import PackingSettings, plan_packs
 from chatwright.templates.rendered import ExampleKey, RenderedExample

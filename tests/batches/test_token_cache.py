@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chatwright.batches import token_cache
-from chatwright.batches.token_cache import TokenStore, cache_key
+from chatwright.batches.token_cache import cache_key, load_store, save_store, save_stores
+from chatwright.batches.token_store import TokenStore, concatenate
 from chatwright.errors import DataError
 from chatwright.templates.rendered import ExampleKey, RenderedExample
 
@@ -47,9 +50,9 @@ def test_bad_weights_are_our_bug():
 @pytest.mark.parametrize("empty", [False, True])
 def test_saved_and_loaded_is_the_same(store, tmp_path, empty):
     saved = TokenStore.from_examples([]) if empty else store
-    saved.save(tmp_path / "cache" / "x", key="k")
-    saved.save(tmp_path / "cache" / "x", key="k")  # replacing is fine
-    loaded = TokenStore.load(tmp_path / "cache" / "x", key="k")
+    save_store(saved, tmp_path / "cache" / "x", key="k")
+    save_store(saved, tmp_path / "cache" / "x", key="k")  # replacing is fine
+    loaded = load_store(tmp_path / "cache" / "x", key="k")
     assert loaded.keys == saved.keys and loaded.sources == saved.sources
     for name in ("ids", "weights", "offsets", "supervised_counts", "weight_sums"):
         assert np.array_equal(getattr(loaded, name), getattr(saved, name))
@@ -59,34 +62,34 @@ def test_saved_and_loaded_is_the_same(store, tmp_path, empty):
 
 
 def test_a_cache_of_another_key_is_refused(store, tmp_path):
-    store.save(tmp_path / "x", key="k")
+    save_store(store, tmp_path / "x", key="k")
     with pytest.raises(DataError, match="other data, tokenizer, template or settings"):
-        TokenStore.load(tmp_path / "x", key="other")
+        load_store(tmp_path / "x", key="other")
 
 
 def test_a_damaged_cache_is_named(store, tmp_path):
-    store.save(tmp_path / "x")
+    save_store(store, tmp_path / "x")
     (tmp_path / "x" / "ids.npy").write_bytes((tmp_path / "x" / "ids.npy").read_bytes()[:-4])
     with pytest.raises(DataError, match=r"x: this token cache can't be used") as caught:
-        TokenStore.load(tmp_path / "x")
+        load_store(tmp_path / "x")
     assert "delete this folder" in str(caught.value)
     np.save(tmp_path / "x" / "ids.npy", np.zeros(5, np.int32))
     with pytest.raises(DataError, match=r"ids\.npy holds int32\[5\], expected int32\[6\]"):
-        TokenStore.load(tmp_path / "x")
+        load_store(tmp_path / "x")
     with pytest.raises(DataError):
-        TokenStore.load(tmp_path / "absent")
+        load_store(tmp_path / "absent")
 
 
 def test_a_save_that_is_killed_leaves_the_old_cache(store, tmp_path, monkeypatch):
-    store.save(tmp_path / "x", key="old")
+    save_store(store, tmp_path / "x", key="old")
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(token_cache.json, "dump", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.save(tmp_path / "x", key="new")
-    assert TokenStore.load(tmp_path / "x", key="old").num_tokens == 6
+        save_store(store, tmp_path / "x", key="new")
+    assert load_store(tmp_path / "x", key="old").num_tokens == 6
 
 
 def test_the_key_changes_with_every_part():
@@ -98,3 +101,41 @@ def test_the_key_changes_with_every_part():
     assert cache_key(**parts) == cache_key(**dict(reversed(parts.items())))
     with pytest.raises(TypeError):
         cache_key(data=object())
+
+
+@given(
+    groups=st.lists(
+        st.lists(st.lists(st.tuples(st.integers(0, 65_535), st.sampled_from([0.0, 1.0, 0.5])), max_size=6), max_size=4),
+        min_size=1,
+        max_size=4,
+    ),
+    small=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_runs_take_and_joining_keep_every_token(tmp_path_factory, groups, small, data):
+    """Stores written as one, joined in memory, and taken apart give each example's ids and weights back."""
+    folder = tmp_path_factory.mktemp("stores")
+    vocab = 65_536 if small else None
+    examples = [
+        [example([i for i, _ in e], [w for _, w in e], f"{place % 2}.jsonl", row) for row, e in enumerate(group)]
+        for place, group in enumerate(groups)
+    ]
+    stores = [TokenStore.from_examples(group, vocab) for group in examples]
+    save_stores([lambda store=store: store for store in stores], folder / "all")
+    flat = [each for group in examples for each in group]
+    order = data.draw(st.permutations(range(len(flat))))
+    joined = concatenate(stores)
+    for store, wanted in (
+        (load_store(folder / "all"), flat),
+        (joined, flat),
+        (joined.take(np.array(order, dtype=np.int64)), [flat[place] for place in order]),
+    ):
+        assert store.keys == [each.key for each in wanted]
+        assert store.ids.dtype == (np.uint16 if small else np.int32)
+        for index, each in enumerate(wanted):
+            ids, weights = store.example(index)
+            assert ids.tolist() == each.ids.tolist() and weights.tolist() == each.weights.tolist()
+            assert store.supervised(index) == each.num_supervised
+            assert store.weight_sums[index] == each.weights[1:].sum()
+        assert store.weights.tolist() == [w for each in wanted for w in each.weights.tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,7 @@ def test_without_the_end_of_turn_it_does_not_stop(tiny_model: Path, tmp_path: Pa
         store = rendered.store
         ends = np.isin(store.ids, template.stop_ids) & (store.weights > 0)
         assert ends.sum() == len(store), "one trained end of turn a conversation"
-        store.weights[ends] = 0
-        store.supervised_counts[:] -= 1
-        store.weight_sums[:] -= 1
-        return rendered
+        return replace(rendered, store=store.with_weights(np.where(ends, 0, store.weights)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe_data, "render_entries", without_end)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from chatwright.batches.packed_batch import PackedBatch
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_store import TokenStore
 from chatwright.layouts import SegmentLayout
 from chatwright.templates.rendered import ExampleKey
 

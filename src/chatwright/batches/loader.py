@@ -17,7 +17,7 @@ import torch
 
 from chatwright.batches.collate import collate
 from chatwright.batches.packed_batch import PackedBatch
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_store import TokenStore
 from chatwright.packing.pack_plan import PackPlan
 from chatwright.templates.rendered import ExampleKey
 

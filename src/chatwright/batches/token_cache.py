@@ -1,7 +1,6 @@
-"""Tokenized examples as flat arrays, in memory or memory-mapped, and their cache on disk.
+"""Token stores on disk: memory-mapped arrays in a folder that is complete or absent.
 
-Knows tokens and weights; refuses to know packs, steps, devices, templates and torch.
-A cache folder is written aside and renamed, so it is either complete or absent.
+A folder is written aside and renamed. Several stores can be written as one without holding their tokens in memory.
 """
 
 from __future__ import annotations
@@ -10,28 +9,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chatwright.batches.token_store import TokenStore, chain_offsets, merge_sources
 from chatwright.errors import DataError
-from chatwright.templates.rendered import ExampleKey, RenderedExample
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raised whenever the files change, which makes every older cache stale."""
 
-_DTYPES: dict[str, type] = {
-    "ids": np.int32,
-    "weights": np.float32,
-    "offsets": np.int64,
-    "source_index": np.int32,
-    "rows": np.int64,
-    "parts": np.int32,
-    "supervised_counts": np.int64,
-    "weight_sums": np.float64,
+_DTYPES: dict[str, tuple[type, ...]] = {
+    "ids": (np.uint16, np.int32),
+    "run_lengths": (np.int32,),
+    "run_weights": (np.float32,),
+    "offsets": (np.int64,),
+    "run_offsets": (np.int64,),
+    "source_index": (np.int32,),
+    "rows": (np.int64,),
+    "parts": (np.int32,),
+    "supervised_counts": (np.int64,),
+    "weight_sums": (np.float64,),
 }
 _META = "meta.json"
 
@@ -46,152 +46,102 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStore:
-    """n examples in flat arrays; example i is `ids[offsets[i]:offsets[i + 1]]`.
+def save_store(store: TokenStore, folder: Path, key: str = "") -> None:
+    """Write a store to `folder`, replacing what was there; complete or not at all.
 
     Args:
-        ids: int32 `[total]`. weights: float32 `[total]`; 0 = given, > 0 = trained.
-        offsets: int64 `[n+1]`.
-        sources: the distinct sources; source_index: int32 `[n]` points into them.
-        rows: int64 `[n]`. parts: int32 `[n]`: with the source, each example's key.
-        supervised_counts: int64 `[n]`, trained tokens of each example (its first token never is).
-        weight_sums: float64 `[n]`, the sum of their weights.
+        folder: the store's own folder.
+        key: what `cache_key` gave, checked again by `load_store`.
+
+    Raises:
+        OSError: the folder can't be written; what was there before is still there.
     """
+    save_stores([lambda: store], folder, key)
 
-    ids: np.ndarray
-    weights: np.ndarray
-    offsets: np.ndarray
-    sources: tuple[str, ...]
-    source_index: np.ndarray
-    rows: np.ndarray
-    parts: np.ndarray
-    supervised_counts: np.ndarray
-    weight_sums: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+def save_stores(parts: Sequence[Callable[[], TokenStore]], folder: Path, key: str = "") -> None:
+    """Write the examples of many stores as one, in their order, holding the tokens of one at a time.
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 `[n]`, tokens of each example."""
-        return np.diff(self.offsets)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all examples."""
-        return int(self.offsets[-1])
-
-    @property
-    def keys(self) -> list[ExampleKey]:
-        """The n keys, made anew at each call."""
-        return [self.key(index) for index in range(len(self))]
-
-    def key(self, index: int) -> ExampleKey:
-        """The key of one example."""
-        return ExampleKey(self.sources[self.source_index[index]], int(self.rows[index]), int(self.parts[index]))
-
-    def name(self, index: int) -> str:
-        """The user's name for an example: `file.jsonl row 3`, and the part where it isn't the first."""
-        source, row, part = self.key(index)
-        return f"{source} row {row}" + (f" part {part}" if part else "")
-
-    def example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 `[n]` and weights float32 `[n]` of one example."""
-        span = slice(self.offsets[index], self.offsets[index + 1])
-        return self.ids[span], self.weights[span]
-
-    def supervised(self, index: int) -> int:
-        """Trained tokens of one example."""
-        return int(self.supervised_counts[index])
-
-    @staticmethod
-    def from_examples(examples: Iterable[RenderedExample]) -> TokenStore:
-        """Gather rendered examples, in their order.
-
-        Raises:
-            ValueError: when ids and weights differ in length, or a weight is negative or not finite.
-        """
-        ids: list[np.ndarray] = []
-        weights: list[np.ndarray] = []
-        sources: dict[str, int] = {}
-        keys: list[tuple[int, int, int]] = []
-        sums: list[float] = []
-        counts: list[int] = []
-        for example in examples:
-            _check_example(example)
-            trained = example.weights[1:]
-            ids.append(example.ids)
-            weights.append(example.weights)
-            counts.append(int(np.count_nonzero(trained)))
-            sums.append(float(trained.sum(dtype=np.float64)))
-            keys.append((sources.setdefault(example.key.source, len(sources)), example.key.row, example.key.part))
-        columns = np.array(keys, dtype=np.int64).reshape(-1, 3)
-        return TokenStore(
-            ids=np.concatenate([np.empty(0, np.int32), *ids]).astype(np.int32, copy=False),
-            weights=np.concatenate([np.empty(0, np.float32), *weights]).astype(np.float32, copy=False),
-            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            sources=tuple(sources),
-            source_index=columns[:, 0].astype(np.int32),
-            rows=columns[:, 1].copy(),
-            parts=columns[:, 2].astype(np.int32),
-            supervised_counts=np.array(counts, dtype=np.int64),
-            weight_sums=np.array(sums, dtype=np.float64),
-        )
-
-    def save(self, folder: Path, key: str = "") -> None:
-        """Write the arrays to `folder`, replacing what was there; complete or not at all.
-
-        Args:
-            folder: the cache's own folder.
-            key: what `cache_key` gave, checked again by `load`.
-        """
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
-        shutil.rmtree(aside, ignore_errors=True)
+    Args:
+        parts: each gives one store when called; it is called several times.
+        folder, key: see `save_store`.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
         aside.mkdir(parents=True)
-        for name in _DTYPES:
-            with (aside / f"{name}.npy").open("wb") as file:
-                np.save(file, getattr(self, name))
-                file.flush()
-                os.fsync(file.fileno())
-        meta = {"cache_format": CACHE_FORMAT, "key": key, "examples": len(self), "tokens": self.num_tokens}
-        with (aside / _META).open("w", encoding="utf-8") as text_file:
-            json.dump(meta | {"sources": self.sources}, text_file)
-            text_file.flush()
-            os.fsync(text_file.fileno())
+        for name in ("ids", "run_lengths", "run_weights", "rows", "parts", "supervised_counts", "weight_sums"):
+            _write_joined(aside / f"{name}.npy", (getattr(part(), name) for part in parts))
+        offsets = {}
+        for name in ("offsets", "run_offsets"):
+            offsets[name] = chain_offsets([getattr(part(), name) for part in parts])
+            _write_joined(aside / f"{name}.npy", [offsets[name]])
+        sources, index = merge_sources([part() for part in parts])
+        _write_joined(aside / "source_index.npy", index)
+        meta = {
+            "cache_format": CACHE_FORMAT,
+            "key": key,
+            "examples": len(offsets["offsets"]) - 1,
+            "tokens": int(offsets["offsets"][-1]),
+            "runs": int(offsets["run_offsets"][-1]),
+            "sources": sources,
+        }
+        with (aside / _META).open("w", encoding="utf-8") as file:
+            json.dump(meta, file)
+            file.flush()
+            os.fsync(file.fileno())
         _replace_folder(aside, folder)
-
-    @staticmethod
-    def load(folder: Path, key: str | None = None) -> TokenStore:
-        """Open a saved store; the arrays are memory-mapped and read-only.
-
-        Args:
-            folder: what `save` wrote.
-            key: the key it must have been saved under; None accepts any.
-
-        Raises:
-            DataError: when a file is missing, cut short or of another key.
-        """
-        try:
-            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _DTYPES}
-            problem = _problem(meta, arrays, key)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error)
-        if problem:
-            raise DataError(
-                f"this token cache can't be used: {problem}",
-                source=str(folder),
-                hint="delete this folder; it is made again from the data",
-            )
-        return TokenStore(sources=tuple(meta["sources"]), **arrays)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_example(example: RenderedExample) -> None:
-    if example.ids.shape != example.weights.shape or example.ids.ndim != 1:
-        raise ValueError(f"{example.key}: ids {example.ids.shape} but weights {example.weights.shape}")
-    if not (np.isfinite(example.weights).all() and (example.weights >= 0).all()):
-        raise ValueError(f"{example.key}: weights must be finite and not negative")
+def _write_joined(path: Path, arrays: Iterable[np.ndarray]) -> None:
+    """One .npy file of all arrays behind one another; its length is written when it is known."""
+    total, dtype = 0, np.dtype(np.int64)
+    with path.open("wb") as file:
+        file.write(b"\0" * _HEADER_BYTES)
+        for array in arrays:
+            total, dtype = total + len(array), array.dtype
+            file.write(np.ascontiguousarray(array).data.cast("B") if len(array) else b"")
+        file.seek(0)
+        file.write(_npy_header(dtype, total))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+_HEADER_BYTES = 128
+
+
+def _npy_header(dtype: np.dtype, length: int) -> bytes:
+    """The .npy header of a one-dimensional array, filled up to 128 bytes (format 1.0 of numpy.lib.format)."""
+    text = repr({"descr": dtype.str, "fortran_order": False, "shape": (length,)})
+    body = text.ljust(_HEADER_BYTES - 11) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body.encode("latin1")
+
+
+def load_store(folder: Path, key: str | None = None) -> TokenStore:
+    """Open a saved store; the arrays are memory-mapped and read-only.
+
+    Args:
+        folder: what `save_store` wrote.
+        key: the key it must have been saved under; None accepts any.
+
+    Raises:
+        DataError: when a file is missing, cut short or of another key.
+    """
+    try:
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _DTYPES}
+        problem = _problem(meta, arrays, key)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = str(error)
+    if problem:
+        raise DataError(
+            f"this token cache can't be used: {problem}",
+            source=str(folder),
+            hint="delete this folder; it is made again from the data",
+        )
+    return TokenStore(sources=tuple(meta["sources"]), **arrays)
 
 
 def _problem(meta: dict[str, Any], arrays: dict[str, np.ndarray], key: str | None) -> str | None:
@@ -200,13 +150,18 @@ def _problem(meta: dict[str, Any], arrays: dict[str, np.ndarray], key: str | Non
         return f"its format is {meta['cache_format']}, this version writes {CACHE_FORMAT}"
     if key is not None and meta["key"] != key:
         return "it was made from other data, tokenizer, template or settings"
-    examples, tokens = meta["examples"], meta["tokens"]
+    examples = meta["examples"]
+    lengths = {"ids": meta["tokens"], "run_lengths": meta["runs"], "run_weights": meta["runs"]}
+    lengths |= {"offsets": examples + 1, "run_offsets": examples + 1}
     for name, array in arrays.items():
-        expected = tokens if name in ("ids", "weights") else examples + (name == "offsets")
-        if array.shape != (expected,) or array.dtype != _DTYPES[name]:
-            return f"{name}.npy holds {array.dtype}{list(array.shape)}, expected {_DTYPES[name].__name__}[{expected}]"
-    if arrays["offsets"][0] != 0 or arrays["offsets"][-1] != tokens:
-        return "its offsets don't cover its tokens"
+        expected = lengths.get(name, examples)
+        if array.shape != (expected,) or array.dtype not in _DTYPES[name]:
+            return (
+                f"{name}.npy holds {array.dtype}{list(array.shape)}, expected {_DTYPES[name][-1].__name__}[{expected}]"
+            )
+    for offsets, total in (("offsets", meta["tokens"]), ("run_offsets", meta["runs"])):
+        if arrays[offsets][0] != 0 or arrays[offsets][-1] != total:
+            return f"its {offsets} don't cover its arrays"
     if arrays["source_index"].max(initial=-1) >= len(meta["sources"]):
         return "a row names a source that isn't listed"
     return None

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_cache import load_store, save_store
+from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
 from chatwright.console import note
 from chatwright.errors import DataError
@@ -145,8 +146,8 @@ def _write_cache(folder: Path, key: str, rendered: Rendered) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)  # damaged or half-written: a good one would have been read
         aside.mkdir(parents=True)
-        rendered.store.save(aside / "train", key)
-        rendered.heldout.save(aside / "heldout", key)
+        save_store(rendered.store, aside / "train", key)
+        save_store(rendered.heldout, aside / "heldout", key)
         np.save(aside / "entry_index.npy", rendered.entry_index)
         (aside / "facts.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
         aside.rename(folder)
@@ -160,7 +161,7 @@ def _write_cache(folder: Path, key: str, rendered: Rendered) -> None:
 def _read_cache(folder: Path, key: str) -> Rendered | None:
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        store, heldout = TokenStore.load(folder / "train", key), TokenStore.load(folder / "heldout", key)
+        store, heldout = load_store(folder / "train", key), load_store(folder / "heldout", key)
         entries = tuple(EntryInfo(**entry) for entry in facts["entries"])
         ledger, owner = Ledger.from_dict(facts["ledger"]), np.load(folder / "entry_index.npy")
     except (OSError, ValueError, KeyError, TypeError, DataError):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chatwright.batches.token_cache import TokenStore
+from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import Manifest, read_manifest
 from chatwright.checkpoints.tensors import TrainingState, load_tensors
@@ -32,7 +32,7 @@ def run_identity(data: RunData) -> dict[str, str]:
 
 def _store_hash(store: TokenStore) -> str:
     digest = hashlib.sha256()
-    for array in (store.offsets, store.ids, store.weights):
+    for array in (store.offsets, store.ids, store.run_lengths, store.run_weights, store.run_offsets):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
