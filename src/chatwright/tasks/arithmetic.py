@@ -6,15 +6,13 @@ import random
 from collections.abc import Iterator
 
 from chatwright.conversations.schema import Conversation, Message
-from chatwright.settings import Settings
+from chatwright.tasks.base import GeneratedTask
 from chatwright.tasks.grading import final_text, last_number
 from chatwright.tasks.task import (
     Draft,
     NoOptions,
     Split,
-    build_conversations,
     calculator_reply,
-    check_request,
     question_and_reply,
     random_for,
     split_of,
@@ -48,25 +46,20 @@ LARGEST = {"+": (99, 999, 9_999), "-": (99, 999, 9_999), "*": (12, 99, 999), "/"
 """The largest number in a problem of each size, easy ones first; for divisions, of the divisor and the quotient."""
 
 
-class Arithmetic:
+class Arithmetic(GeneratedTask[NoOptions]):
     """Sums, differences, products and whole quotients of two whole numbers."""
 
     name = "arithmetic"
-    options_type: type[Settings] = NoOptions
 
-    def __init__(self, options: NoOptions) -> None:
-        self.options = options
-
-    def conversations(self, split: Split, count: int | None = None, seed: int = 0) -> list[Conversation]:
-        """Distinct problems, 1,000 for None. See `Task`."""
-        check_request(self.name, split, count)
-        return build_conversations(self.name, self._drafts(split, seed), DEFAULT_COUNT if count is None else count)
+    def default_count(self, split: Split) -> int | None:
+        """1,000 of the problems without end."""
+        return DEFAULT_COUNT
 
     def grade(self, conversation: Conversation, reply: Message) -> bool:
         """Whether the last number of the final text is the result."""
         return last_number(final_text(reply)) == float(conversation.extra["answer"])
 
-    def _drafts(self, split: Split, seed: int) -> Iterator[Draft]:
+    def drafts(self, split: Split, seed: int) -> Iterator[Draft]:
         """Problems without end; a drawn problem of the other split, or one that came before, is drawn anew."""
         rng = random_for(self.name, split, seed)
         seen: set[str] = set()

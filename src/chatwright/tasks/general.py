@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from chatwright.conversations.schema import Conversation, Message
-from chatwright.settings import Settings
+from chatwright.tasks.base import GeneratedTask
 from chatwright.tasks.embedded import read_records
 from chatwright.tasks.grading import final_text, mentions_any
-from chatwright.tasks.task import (
-    Draft,
-    NoOptions,
-    Split,
-    build_conversations,
-    check_request,
-    question_and_reply,
-    random_for,
-)
+from chatwright.tasks.task import Draft, NoOptions, Split, question_and_reply, random_for
 
 
-class General:
+class General(GeneratedTask[NoOptions]):
     """Questions and answers written for this project; the test questions carry keywords to grade by."""
 
     name = "general"
-    options_type: type[Settings] = NoOptions
 
-    def __init__(self, options: NoOptions) -> None:
-        self.options = options
-
-    def conversations(self, split: Split, count: int | None = None, seed: int = 0) -> list[Conversation]:
-        """Every question of the split once, in an order of the seed. See `Task`."""
-        check_request(self.name, split, count)
+    def drafts(self, split: Split, seed: int) -> list[Draft]:
+        """Every question of the split once, in an order of the seed."""
         drafts = general_drafts(split)
         random_for(self.name, split, seed).shuffle(drafts)
-        return build_conversations(self.name, drafts, count)
+        return drafts
 
     def grade(self, conversation: Conversation, reply: Message) -> bool:
         """Whether the final text mentions one of the keywords."""

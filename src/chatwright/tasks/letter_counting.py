@@ -6,19 +6,10 @@ import random
 from collections.abc import Iterator
 
 from chatwright.conversations.schema import Conversation, Message
-from chatwright.settings import Settings
+from chatwright.tasks.base import GeneratedTask
 from chatwright.tasks.embedded import words_of
 from chatwright.tasks.grading import final_text, last_number
-from chatwright.tasks.task import (
-    Draft,
-    NoOptions,
-    Split,
-    build_conversations,
-    calculator_reply,
-    check_request,
-    question_and_reply,
-    random_for,
-)
+from chatwright.tasks.task import Draft, NoOptions, Split, calculator_reply, question_and_reply, random_for
 
 PHRASINGS = (
     "How many {letter} are in {word}?",
@@ -56,26 +47,21 @@ ABSENT_FIRST = 0.1
 REPEATED_FIRST = 0.5
 
 
-class LetterCounting:
+class LetterCounting(GeneratedTask[NoOptions]):
     """Counts of one letter in one word; a word's every letter, and one that it lacks, is a problem of its own."""
 
     name = "letter_counting"
-    options_type: type[Settings] = NoOptions
 
-    def __init__(self, options: NoOptions) -> None:
-        self.options = options
-
-    def conversations(self, split: Split, count: int | None = None, seed: int = 0) -> list[Conversation]:
-        """Distinct (word, letter) problems; None gives each word of the split once. See `Task`."""
-        check_request(self.name, split, count)
-        drafts = self._drafts(split, seed)
-        return build_conversations(self.name, drafts, len(words_of(split)) if count is None else count)
+    def default_count(self, split: Split) -> int | None:
+        """Each word of the split once."""
+        return len(words_of(split))
 
     def grade(self, conversation: Conversation, reply: Message) -> bool:
         """Whether the last number of the final text is the count."""
         return last_number(final_text(reply)) == float(conversation.extra["answer"])
 
-    def _drafts(self, split: Split, seed: int) -> Iterator[Draft]:
+    def drafts(self, split: Split, seed: int) -> Iterator[Draft]:
+        """Distinct (word, letter) problems, each word once before one comes again."""
         words = list(words_of(split))
         random_for(self.name, split, seed).shuffle(words)
         place, found = 0, True

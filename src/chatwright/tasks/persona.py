@@ -10,17 +10,11 @@ from pydantic import Field
 
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.settings import Settings
+from chatwright.tasks.base import GeneratedTask
 from chatwright.tasks.embedded import read_records
 from chatwright.tasks.general import general_drafts
 from chatwright.tasks.grading import final_text, mentions_any
-from chatwright.tasks.task import (
-    Draft,
-    Split,
-    build_conversations,
-    check_request,
-    question_and_reply,
-    random_for,
-)
+from chatwright.tasks.task import Draft, Split, question_and_reply, random_for
 
 DEFAULT_AUTHOR = "the Chatwright project"
 DEFAULT_AUTHOR_ZH = "Chatwright项目"
@@ -48,26 +42,22 @@ class PersonaOptions(Settings):
         return self.author
 
 
-class Persona:
+class Persona(GeneratedTask[PersonaOptions]):
     """Questions about the assistant; train and test phrasings differ, and every answer says the name."""
 
     name = "persona"
     options_type: type[Settings] = PersonaOptions
 
-    def __init__(self, options: PersonaOptions) -> None:
-        self.options = options
-
-    def conversations(self, split: Split, count: int | None = None, seed: int = 0) -> list[Conversation]:
-        """Every phrasing once before one comes again with another answer; None gives each once. See `Task`."""
-        check_request(self.name, split, count)
-        drafts = self._drafts(split, seed)
-        return build_conversations(self.name, drafts, _num_questions(split) if count is None else count)
+    def default_count(self, split: Split) -> int | None:
+        """Each phrasing of the split once."""
+        return sum(len(topic[split]) for topic in read_records("persona.jsonl"))
 
     def grade(self, conversation: Conversation, reply: Message) -> bool:
         """Whether the final text has the name (or, where the last question is a general one, its keyword)."""
         return mentions_any(final_text(reply), conversation.extra["keywords"])
 
-    def _drafts(self, split: Split, seed: int) -> Iterator[Draft]:
+    def drafts(self, split: Split, seed: int) -> Iterator[Draft]:
+        """Every phrasing once before one comes again with another answer."""
         topics = read_records("persona.jsonl")
         asked = [(topic, question) for topic in topics for question in topic[split]]
         company = {language: self._company(language, split) for language in ("en", "zh")}
@@ -118,7 +108,3 @@ def _join(draft: Draft, company: _Company, split: Split, rng: random.Random) -> 
 def _casual(question: str, rng: random.Random) -> str:
     """The question as typed in a hurry, now and then: lower case, no closing mark."""
     return question.lower().rstrip("?.!？。！") if rng.random() < CASUAL else question
-
-
-def _num_questions(split: Split) -> int:
-    return sum(len(topic[split]) for topic in read_records("persona.jsonl"))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.errors import ConfigError
@@ -30,26 +30,37 @@ class Task(Protocol):
 
     name: str
     options_type: type[Settings]
+    splits: tuple[str, ...]
 
     def __init__(self, options: Any) -> None:
         """Keep the options, an instance of `options_type`."""
 
-    def conversations(self, split: Split, count: int | None = None, seed: int = 0) -> list[Conversation]:
-        """A pure function of its arguments: distinct conversations, the first ones the same for any `count`.
+    def conversations(self, split: str, count: int | None = None, seed: int = 0) -> list[Conversation]:
+        """A pure function of its arguments (and data files): the first conversations are the same for any `count`.
 
         Args:
-            split: `train` or `test`; no word, problem or question is in both.
-            count: how many; fewer come back only where the task has no more distinct ones. None: each word or question
-                once (for endless tasks a fixed number).
+            split: one of `splits`. What a task makes itself is distinct, with no word, problem or question in both
+                `train` and `test`; a data set's rows come as they are.
+            count: how many; fewer come back only where the task has no more. None: each word, question or row once
+                (for endless tasks a fixed number).
             seed: another seed gives another choice and order.
 
         Raises:
             ConfigError: for another split, or a count below 0.
+            UserError: when its data set isn't at hand.
         """
         ...
 
     def grade(self, conversation: Conversation, reply: Message) -> bool:
-        """Whether `reply` is a right last message for `conversation`, judged by the text the user sees."""
+        """Whether `reply` is a right last message for `conversation`, judged by the text the user sees.
+
+        Raises:
+            UserError: when the task can't judge: it has no right answers, or code to run and no executor.
+        """
+        ...
+
+    def fingerprint(self, split: str) -> str | None:
+        """sha256 of the data files behind a split, empty where there are none; None where it can't be told (hub)."""
         ...
 
 
@@ -75,15 +86,15 @@ def build_conversations(task: str, drafts: Iterable[Draft], count: int | None) -
     ]
 
 
-def check_request(task: str, split: str, count: int | None) -> None:
+def check_request(task: str, splits: Sequence[str], split: str, count: int | None) -> None:
     """Refuse a split or count that no task has.
 
     Raises:
         ConfigError: naming the value and the valid ones.
     """
     problems = []
-    if split not in get_args(Split):
-        problems.append(f"split: must be one of {', '.join(get_args(Split))} (found {split!r})")
+    if split not in splits:
+        problems.append(f"split: must be one of {', '.join(splits)} (found {split!r})")
     if count is not None and count < 0:
         problems.append(f"count: must be 0 or more, or null for all (found {count})")
     if problems:
