@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from chatwright import __version__
-from chatwright.batches.token_cache import TokenStore, cache_key
+from chatwright.batches.token_cache import cache_key
+from chatwright.batches.token_store import TokenStore
 from chatwright.console import progress
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.hub import HUB_PREFIX
