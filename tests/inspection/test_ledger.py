@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chatwright.console import out
 from chatwright.inspection.ledger import Ledger, LedgerError, Stage
 from chatwright.inspection.plan_counts import count_plan, count_trained
+from chatwright.packing.mixture import Mixture, MixtureSettings, SourceShare
 from chatwright.packing.plan import PackingSettings, plan_packs
 
 
@@ -103,29 +104,56 @@ def test_the_table_shows_reasons(capsys):
     assert "no messages" in shown and "duplicate" in shown and "470" in shown
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=1, max_size=50).filter(
         lambda rows: any(length for length, _ in rows)
     ),
     st.sampled_from(["tokens", "examples"]),
+    st.sampled_from([None, "first", "all"]),
     st.floats(0.1, 2.7),
     st.sampled_from([None, 1, 4]),
 )
-def test_every_plan_balances(rows, by, epochs, max_steps):
-    lengths, owner = np.array(rows).T
+def test_every_plan_balances(rows, by, until, epochs, max_steps):
+    lengths, owner = np.array(rows + [(7, place) for place in range(3) if until]).T
     sources = ("a", "b", "c")
+    mixture = until and Mixture(
+        owner,
+        [SourceShare(name, weight=weight) for name, weight in zip(sources, (1, 2, 0.5), strict=True)],
+        MixtureSettings(until=until),
+        seed=0,
+        examples=np.flatnonzero(lengths),
+    )
     ledger = Ledger()
     for place, source in enumerate(sources):
-        mine = lengths[owner == place]
+        mine = lengths[(owner == place) & ((lengths > 0) | (until is None))]
         ledger.count(source, "read", len(mine))
         ledger.count(source, "converted", len(mine))
         ledger.count(source, "rendered", len(mine), mine.sum())
         ledger.count(source, "kept", len(mine), mine.sum())
     packing = PackingSettings(by=by, tokens_per_pack=30, examples_per_step=3, window=5)
-    plan = plan_packs(lengths, packing, seed=0, epochs=epochs, max_steps=max_steps)
+    plan = plan_packs(lengths, packing, seed=0, epochs=epochs, max_steps=max_steps, mixture=mixture)
     count_plan(ledger, plan, lengths, sources, owner)
     for step in range(plan.num_steps):
         ledger.check(reached="packed")
         count_trained(ledger, plan.examples_of_step(step), lengths, sources, owner)
     ledger.check(finished=True)
+
+
+def test_a_plan_counts_repeats_and_what_the_weights_leave_out():
+    owner, lengths, ledger = np.array([0, 0, 1, 1, 1, 1]), np.array([5, 5, 1, 2, 3, 4]), Ledger()
+    shares = [SourceShare("small", weight=1), SourceShare("large", weight=1)]
+    for name, place in (("small", 0), ("large", 1)):
+        ledger.count(name, "kept", (owner == place).sum(), lengths[owner == place].sum())
+    mixture = Mixture(owner, shares, MixtureSettings(until="first"), seed=0, examples=np.array([0, 1, 2, 3, 4]))
+    plan = plan_packs(lengths, PackingSettings(tokens_per_pack=9), seed=0, epochs=1, mixture=mixture)
+    count_plan(ledger, plan, lengths, ("small", "large"), owner)
+    assert (ledger.rows("packed", "small"), ledger.rows("repeated")) == (2, 0)
+    lost = [entry for entry in ledger.entries() if entry.stage == "unplaced"]
+    reason = "not drawn: the mixture's weights give this source 2 rows an epoch"
+    assert [(entry.source, entry.reason, entry.rows) for entry in lost] == [("large", reason, 1)]
+    twice = Ledger()
+    count_plan(
+        twice, plan_packs(lengths, PackingSettings(), seed=0, epochs=2, mixture=mixture), lengths, ("s", "l"), owner
+    )
+    assert (twice.rows("repeated", "s"), twice.tokens("repeated", "s"), twice.rows("repeated", "l")) == (2, 10, 1)

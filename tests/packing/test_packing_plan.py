@@ -203,3 +203,50 @@ def test_a_hundred_thousand_examples_take_seconds_at_most(window):
     plan = plan_packs(lengths, PackingSettings(window=window), seed=0, epochs=1)
     assert time.perf_counter() - start < 5, "about 0.2 s on an idle core"
     assert plan.waste(lengths).fraction < 0.002
+
+
+def test_dropping_the_last_step_by_examples_counts_as_nanochat():
+    """Its SFT takes floor(rows / 32) steps an epoch."""
+    packing = PackingSettings(by="examples", examples_per_step=8, last_step="drop")
+    plan = plan_packs(np.full(20, 5), packing, seed=0, epochs=3)
+    assert plan.num_steps == 6 and plan.step_sums(np.ones(20)).tolist() == [8] * 6
+    reason = "in an incomplete step (packing.last_step: drop)"
+    assert [(each.epoch, each.reason, len(each.examples)) for each in plan.unplaced] == [
+        (e, reason, 4) for e in (0, 1, 2)
+    ]
+    half = plan_packs(np.full(20, 5), packing, seed=0, epochs=0.5)
+    assert half.num_steps == 1 and half.unplaced[0].reason == "after the last planned step"
+
+
+def test_dropping_the_last_step_by_tokens_takes_packs_of_the_last_epochs():
+    packing = PackingSettings(tokens_per_pack=8, packs_per_step=5, last_step="drop")
+    plan = plan_packs(np.full(3, 8), packing, seed=0, epochs=3)
+    assert plan.num_steps == 1 and np.diff(plan.step_starts).tolist() == [5]
+    assert [(each.epoch, len(each.examples)) for each in plan.unplaced] == [(1, 1), (2, 3)]
+    assert plan.draws.tolist() == [3, 3, 3] and plan.placed.sum() == 5
+
+
+@pytest.mark.parametrize("by", sorted(PLANNERS))
+@pytest.mark.parametrize("horizon", [{"epochs": 1}, {"max_steps": 9, "epochs": 2}, {"max_steps": 9}])
+def test_dropping_the_only_step_is_an_error(by, horizon):
+    packing = PackingSettings(by=by, tokens_per_pack=8, packs_per_step=9, examples_per_step=4, last_step="drop")
+    if by == "tokens" and horizon == {"max_steps": 9}:
+        assert plan_packs(np.full(3, 8), packing, seed=0, **horizon).num_steps == 9
+        return
+    with pytest.raises(DataError, match=r"(?s)not one whole step.*last_step: keep"):
+        plan_packs(np.full(3, 8), packing, seed=0, **horizon)
+
+
+@pytest.mark.parametrize(
+    ("by", "shuffle", "fingerprint"),
+    [
+        ("tokens", True, "f59148db7be09243"),
+        ("tokens", False, "576ead868df2dd31"),
+        ("examples", True, "fae1abf643b663b0"),
+        ("examples", False, "21983ade94dad4c6"),
+    ],
+)
+def test_plans_stay_what_they_were_so_that_older_runs_can_be_resumed(by, shuffle, fingerprint):
+    lengths = np.random.default_rng(7).integers(0, 65, 3000)
+    packing = PackingSettings(by=by, shuffle=shuffle, tokens_per_pack=64, window=200)
+    assert plan_packs(lengths, packing, seed=5, epochs=2.3).fingerprint().startswith(fingerprint)

@@ -15,18 +15,21 @@ def count_plan(
 ) -> None:
     """Count `repeated`, `packed` and `unplaced` for a plan over examples that were all counted as `kept`.
 
+    `repeated` are the draws of an example beyond its first, over all epochs; an example that no epoch drew is
+    `unplaced`. What the plan was not to draw from (held-out examples) isn't counted.
+
     Args:
         ledger: counted into.
         plan: the run's packs.
         lengths: int `[n]`, tokens of each example.
         sources: the names. source_index: int `[n]`, each example's place in `sources`.
     """
-    everything = np.arange(plan.num_examples)
-    for _ in range(plan.num_epochs - 1):
-        _count(ledger, Stage.REPEATED, everything, lengths, sources, source_index)
-    _count(ledger, Stage.PACKED, plan.members, lengths, sources, source_index)
+    draws, placed = plan.draws, plan.placed
+    again, packed = np.flatnonzero(draws > 1), np.flatnonzero(placed)
+    _count(ledger, Stage.REPEATED, again, lengths, sources, source_index, times=draws[again] - 1)
+    _count(ledger, Stage.PACKED, packed, lengths, sources, source_index, times=placed[packed])
     for each in plan.unplaced:
-        reason = f"{each.reason} (epoch {each.epoch + 1})"
+        reason = each.reason if each.epoch is None else f"{each.reason} (epoch {each.epoch + 1})"
         _count(ledger, Stage.UNPLACED, each.examples, lengths, sources, source_index, reason)
 
 
@@ -45,9 +48,13 @@ def _count(
     sources: Sequence[str],
     source_index: np.ndarray,
     reason: str | None = None,
+    times: np.ndarray | None = None,
 ) -> None:
+    """Count examples of any sources; `times` int `[n]` says how often each, else once."""
+    each = np.ones(len(examples), dtype=np.int64) if times is None else times
     owner = source_index[examples]
-    rows = np.bincount(owner, minlength=len(sources))
-    tokens = np.bincount(owner, weights=lengths[examples], minlength=len(sources))  # exact below 2^53
+    # sums of float64 are exact below 2^53
+    rows = np.bincount(owner, weights=each, minlength=len(sources))
+    tokens = np.bincount(owner, weights=each * lengths[examples], minlength=len(sources))
     for place in np.flatnonzero(rows).tolist():
         ledger.count(sources[place], stage, int(rows[place]), int(tokens[place]), reason)

@@ -6,6 +6,8 @@ step of an epoch has what is left. Only the cut into packs differs: it doesn't c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from chatwright.packing.pack_plan import EpochPacks, PackingSettings
@@ -19,11 +21,15 @@ class PackByExamples:
         """One: a unit is a step."""
         return 1
 
+    def whole_units(self, epoch: EpochPacks, settings: PackingSettings) -> int:
+        """All steps but a last one with fewer examples."""
+        return len(epoch.members) // settings.examples_per_step
+
     def pack_epoch(
-        self, lengths: np.ndarray, examples: np.ndarray, settings: PackingSettings, seed: int, epoch: int
+        self, lengths: np.ndarray, groups: Sequence[np.ndarray], settings: PackingSettings, seed: int, epoch: int
     ) -> EpochPacks:
-        """Pack `examples` (int64 numbers into `lengths`), each exactly once, in shuffled or data order."""
-        order = examples[permutation(len(examples), seed, epoch, "examples")] if settings.shuffle else examples
+        """Pack groups of examples one after another, each shuffled or in its own order; steps run across groups."""
+        order = np.concatenate([_shuffled(group, settings, seed, epoch, part) for part, group in enumerate(groups)])
         sizes = lengths[order].tolist()
         pack_starts, unit_starts = [0], [0]
         for start in range(0, len(order), settings.examples_per_step):
@@ -37,3 +43,7 @@ class PackByExamples:
             pack_starts.append(stop)
             unit_starts.append(len(pack_starts) - 1)
         return EpochPacks(order.astype(np.int64), np.array(pack_starts), np.array(unit_starts))
+
+
+def _shuffled(group: np.ndarray, settings: PackingSettings, seed: int, epoch: int, part: int) -> np.ndarray:
+    return group[permutation(len(group), seed, epoch, "examples", part)] if settings.shuffle else group

@@ -7,6 +7,8 @@ Best fit decreasing: longest example first, each into the fullest pack that stil
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -24,29 +26,46 @@ class PackByTokens:
         """Packs a step."""
         return settings.packs_per_step
 
-    def pack_epoch(
-        self, lengths: np.ndarray, examples: np.ndarray, settings: PackingSettings, seed: int, epoch: int
-    ) -> EpochPacks:
-        """Pack `examples` (int64 numbers into `lengths`), each exactly once.
+    def whole_units(self, epoch: EpochPacks, settings: PackingSettings) -> int:
+        """All of them: an incomplete step is filled up by the next epoch."""
+        return epoch.num_units
 
-        It ends: each round takes `window` fresh examples, carries at most a quarter of a window over
-        to the next round, and the last round carries nothing.
-        """
-        order = examples[permutation(len(examples), seed, epoch, "examples")] if settings.shuffle else examples
-        packs: list[list[int]] = []
-        carried: list[int] = []
-        for start in range(0, len(order), settings.window):
-            stop = start + settings.window
-            made = best_fit_decreasing(lengths, carried + order[start:stop].tolist(), settings.tokens_per_pack)
-            carried = []
-            if stop < len(order):
-                made, carried = _set_thin_aside(lengths, made, settings)
-            packs += made
-        if settings.shuffle:
-            packs = [packs[index] for index in permutation(len(packs), seed, epoch, "packs")]
-        else:
-            packs = sorted(sorted(pack) for pack in packs)
-        return _as_epoch(packs)
+    def pack_epoch(
+        self, lengths: np.ndarray, groups: Sequence[np.ndarray], settings: PackingSettings, seed: int, epoch: int
+    ) -> EpochPacks:
+        """Pack groups of examples (int64 numbers into `lengths`) one after another; no pack has two groups."""
+        made = [_pack_group(lengths, group, settings, seed, epoch, part) for part, group in enumerate(groups)]
+        pack_starts = np.concatenate([[0], np.cumsum(np.concatenate([sizes for _, sizes in made]))])
+        members = np.concatenate([members for members, _ in made])
+        return EpochPacks(members, pack_starts.astype(np.int64), np.arange(len(pack_starts), dtype=np.int64))
+
+
+def _pack_group(
+    lengths: np.ndarray, group: np.ndarray, settings: PackingSettings, seed: int, epoch: int, part: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The members, pack after pack, and the number of examples of each pack.
+
+    It ends: each round takes `window` fresh examples, carries at most a quarter of a window over
+    to the next round, and the last round carries nothing. Until the end packs hold places in `order`,
+    as an example may be there more than once.
+    """
+    order = group[permutation(len(group), seed, epoch, "examples", part)] if settings.shuffle else group
+    sizes = lengths[order]
+    packs: list[list[int]] = []
+    carried: list[int] = []
+    for start in range(0, len(order), settings.window):
+        stop = min(start + settings.window, len(order))
+        made = best_fit_decreasing(sizes, carried + list(range(start, stop)), settings.tokens_per_pack)
+        carried = []
+        if stop < len(order):
+            made, carried = _set_thin_aside(sizes, made, settings)
+        packs += made
+    if settings.shuffle:
+        packs = [packs[index] for index in permutation(len(packs), seed, epoch, "packs", part)]
+    else:
+        packs = sorted(sorted(pack) for pack in packs)
+    places = np.fromiter(chain.from_iterable(packs), dtype=np.int64, count=len(order))
+    return order[places], np.fromiter(map(len, packs), dtype=np.int64, count=len(packs))
 
 
 def best_fit_decreasing(lengths: np.ndarray, examples: list[int], capacity: int) -> list[list[int]]:
@@ -85,9 +104,3 @@ def _set_thin_aside(
         aside.add(index)
     kept = [pack for index, pack in enumerate(packs) if index not in aside]
     return kept, [example for index in sorted(aside) for example in packs[index]]
-
-
-def _as_epoch(packs: list[list[int]]) -> EpochPacks:
-    members = np.array([example for pack in packs for example in pack], dtype=np.int64)
-    pack_starts = np.cumsum([0, *map(len, packs)], dtype=np.int64)
-    return EpochPacks(members, pack_starts, np.arange(len(packs) + 1, dtype=np.int64))

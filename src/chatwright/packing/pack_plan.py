@@ -6,7 +6,9 @@ A plan knows example numbers and lengths; it refuses to know tokens, texts, rank
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +27,10 @@ class PackingSettings(Settings):
     packs_per_step: int = Field(1, gt=0, description="packs a step over all ranks; used by `tokens`")
     examples_per_step: int = Field(8, gt=0, description="conversations a step over all ranks; used by `examples`")
     window: int = Field(1000, gt=0, description="examples packed together; used by `tokens`")
+    last_step: Literal["keep", "drop"] = Field(
+        "keep",
+        description="drop leaves out an incomplete step: the run's last by `tokens`, each epoch's last by `examples`",
+    )
     shuffle: bool = Field(True, description="False keeps the order of the data, for comparisons with other systems")
 
 
@@ -56,15 +62,15 @@ class EpochPacks(NamedTuple):
 
 
 class Unplaced(NamedTuple):
-    """Examples of one epoch that are in no pack, and why.
+    """Examples that are in no pack, and why.
 
     Args:
-        epoch: the epoch, counted from 0.
+        epoch: the epoch that drew them, counted from 0; None where no epoch of the run did.
         reason: one phrase for the ledger.
-        examples: int64 `[n]`, example numbers.
+        examples: int64 `[n]`, example numbers; one that was drawn twice may be there twice.
     """
 
-    epoch: int
+    epoch: int | None
     reason: str
     examples: np.ndarray
 
@@ -90,6 +96,14 @@ class PackWaste(NamedTuple):
         return 1.0 - self.placed_tokens / self.capacity_tokens if self.capacity_tokens else 0.0
 
 
+def count_draws(placed: Iterable[np.ndarray], unplaced: Iterable[Unplaced], num_examples: int) -> np.ndarray:
+    """int64 `[num_examples]`, how often each was drawn: `placed` (arrays of members), or listed for an epoch."""
+    counts = np.zeros(num_examples, dtype=np.int64)
+    for examples in chain(placed, (each.examples for each in unplaced if each.epoch is not None)):
+        counts += np.bincount(examples, minlength=num_examples)
+    return counts
+
+
 @dataclass(frozen=True, slots=True)
 class PackPlan:
     """A whole run's packs and steps: P packs in S steps.
@@ -101,7 +115,7 @@ class PackPlan:
         pack_starts: int64 `[P+1]`, where each pack begins in `members`.
         step_starts: int64 `[S+1]`, where each step begins among the packs.
         epoch_of_pack: int64 `[P]`, counted from 0.
-        unplaced: what is in no pack, with reasons, an entry an epoch and reason.
+        unplaced: what is in no pack, with reasons, an entry an epoch (or source) and reason.
         num_examples: how many examples the plan was made for.
         tokens_per_pack: the capacity no pack exceeds.
     """
@@ -133,6 +147,16 @@ class PackPlan:
     def epoch_of_step(self) -> np.ndarray:
         """int64 `[S]`, the epoch of each step's first pack."""
         return self.epoch_of_pack[self.step_starts[:-1]]
+
+    @property
+    def placed(self) -> np.ndarray:
+        """int64 `[num_examples]`, in how many packs each example is."""
+        return np.bincount(self.members, minlength=self.num_examples)
+
+    @property
+    def draws(self) -> np.ndarray:
+        """int64 `[num_examples]`, how often the begun epochs drew each example, whether it was placed or not."""
+        return count_draws([self.members], self.unplaced, self.num_examples)
 
     def pack(self, index: int) -> np.ndarray:
         """int64 `[n]`, the examples of one pack."""
