@@ -7,6 +7,7 @@ An `assert` or any other exception means a bug of ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -24,10 +25,20 @@ class UserError(Exception):
         self.hint = hint
         super().__init__(self.full_text())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as it is: workers send the errors they find."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
     def full_text(self) -> str:
         """The whole message: `place: message` and the hint on a line of its own."""
         head = f"{self.place}: {self.message}" if self.place else self.message
         return f"{head}\n  → {self.hint}" if self.hint else head
+
+
+def _rebuilt(kind: type[UserError], args: tuple[Any, ...], facts: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class ConfigError(UserError):
