@@ -15,24 +15,24 @@ demo:
 	@.venv/bin/chatwright demo $(DEMO_FLAGS)
 
 test:
-	@scripts/setup_env.sh dev,gguf,hf,bnb
+	@scripts/setup_env.sh data,dev,gguf,hf,bnb
 	.venv/bin/python -m pytest
 
 test-all:
-	@scripts/setup_env.sh dev,gguf,hf,bnb
+	@scripts/setup_env.sh data,dev,gguf,hf,bnb
 	.venv/bin/python -m pytest -m "not gpu"
 
 lint:
-	@scripts/setup_env.sh dev,gguf,hf,bnb
+	@scripts/setup_env.sh data,dev,gguf,hf,bnb
 	.venv/bin/ruff check src tests bench
 	.venv/bin/ruff format --check src tests bench
 
 types:
-	@scripts/setup_env.sh dev,gguf,hf,bnb
+	@scripts/setup_env.sh data,dev,gguf,hf,bnb
 	.venv/bin/mypy
 
 bench:
-	@scripts/setup_env.sh bench,dev,gguf,hf,bnb
+	@scripts/setup_env.sh bench,data,dev,gguf,hf,bnb
 	.venv/bin/python bench/sft_throughput.py --against trl
 
 clean:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from chatwright.conversations.converters import CONVERTERS
+from chatwright.conversations.filters import FilterSettings
+from chatwright.conversations.transforms import TransformSettings
 from chatwright.settings import Settings
 
 BadRow = Literal["error", "skip"]
@@ -27,6 +29,8 @@ class DataSettings(Settings):
         weight: the source's share of the mixture in rows, beside the other weights; in place of `epochs`.
         name: what reports call the source; the path or task where not given.
         train_on: a mask policy for this source alone; the template's where not given.
+        transforms: changes to each row, in order; see `transforms`.
+        filters: which rows stay, asked after the transforms; see `filters`.
     """
 
     path: str | None = None
@@ -43,6 +47,8 @@ class DataSettings(Settings):
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     name: str | None = None
     train_on: Literal["assistant", "last", "everything", "flags"] | None = None
+    transforms: tuple[TransformSettings, ...] = ()
+    filters: tuple[FilterSettings, ...] = ()
 
     @property
     def source_name(self) -> str:

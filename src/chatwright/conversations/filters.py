@@ -1,0 +1,121 @@
+"""Which rows stay: the union of all filter settings, and the filters of one data entry as one question a row.
+
+Row filters are answered here; duplicates need the whole source and are found by `duplicates` with the settings that
+`RowFilters.duplicates` hands on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from chatwright.conversations.python_filter import PythonFilter
+from chatwright.conversations.row_filters import (
+    EmptyReplyFilter,
+    FieldFilter,
+    LanguageFilter,
+    LengthFilter,
+    PatternFilter,
+    RepeatsPromptFilter,
+    RepetitionFilter,
+    RowFilter,
+    SymbolsFilter,
+    TruncatedFilter,
+)
+from chatwright.conversations.schema import Conversation
+from chatwright.settings import Settings
+
+
+class ExactDuplicates(Settings):
+    """Drops rows that repeat an earlier row word for word (whitespace aside); the first stays.
+
+    Args:
+        name: what the ledger calls it; the kind where not given.
+    """
+
+    kind: Literal["exact_duplicates"] = "exact_duplicates"
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the ledger calls this filter."""
+        return self.name or self.kind
+
+
+class NearDuplicates(Settings):
+    """Drops rows that share most 5-word shingles with an earlier row that stays.
+
+    Args:
+        threshold: the estimated Jaccard similarity from which two rows are the same.
+        name: what the ledger calls it; the kind where not given.
+    """
+
+    kind: Literal["near_duplicates"] = "near_duplicates"
+    threshold: float = Field(default=0.8, ge=0.3, le=1)
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the ledger calls this filter."""
+        return self.name or self.kind
+
+
+FilterSettings = Annotated[
+    LengthFilter
+    | EmptyReplyFilter
+    | RepeatsPromptFilter
+    | SymbolsFilter
+    | RepetitionFilter
+    | TruncatedFilter
+    | LanguageFilter
+    | PatternFilter
+    | FieldFilter
+    | PythonFilter
+    | ExactDuplicates
+    | NearDuplicates,
+    Field(discriminator="kind"),
+]
+"""Any filter, told apart by `kind`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFilters:
+    """The filters of one data entry; can be pickled and sent to worker processes.
+
+    Args:
+        rows: the filters that look at one row, in the recipe's order.
+        duplicates: those that need the whole source.
+    """
+
+    rows: tuple[RowFilter, ...] = ()
+    duplicates: tuple[ExactDuplicates | NearDuplicates, ...] = ()
+
+    def reason(self, conversation: Conversation) -> str | None:
+        """Why the row goes: the first filter that drops it, `name: words`; None = it stays.
+
+        Raises:
+            DataError: a user's function failed on the row.
+        """
+        for each in self.rows:
+            words = each.reason(conversation)
+            if words is not None:
+                return f"{each.label}: {words}"
+        return None
+
+
+def build_filters(settings: Sequence[FilterSettings]) -> RowFilters:
+    """The filters of a data entry, ready for the first row.
+
+    Args:
+        settings: the entry's `filters`.
+
+    Raises:
+        UserError: a library, module, function or language that a filter needs is missing.
+    """
+    rows = tuple(each for each in settings if isinstance(each, RowFilter))
+    for each in rows:
+        each.prepare()
+    return RowFilters(rows, tuple(each for each in settings if isinstance(each, ExactDuplicates | NearDuplicates)))
