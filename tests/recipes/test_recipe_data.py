@@ -58,13 +58,14 @@ def test_each_entry_may_have_its_own_mask_and_epochs(tiny_model: Path, rows: Pat
         {"path": str(rows), "start": 4, "stop": 8, "name": "mine"},
     ]
     data = built(tiny_model, rows, data=entries)
-    assert np.bincount(data.entry_index).tolist() == [4, 6, 4]
+    assert np.bincount(data.entry_index).tolist() == [4, 2, 4]
     assert trained_text(data, 3) == "Because flies 3.<|im_end|>", "the last reply alone"
-    assert (data.store.supervised_counts == data.store.lengths - 1).tolist() == [False] * 4 + [True] * 6 + [False] * 4
+    assert (data.store.supervised_counts == data.store.lengths - 1).tolist() == [False] * 4 + [True] * 2 + [False] * 4
     assert [entry.name for entry in data.entries] == [str(rows), f"{rows} #2", "mine"]
     assert [data.ledger.rows(Stage.READ, name) for name in (str(rows), f"{rows} #2", "mine")] == [4, 2, 4]
     assert data.ledger.rows(Stage.REPEATED, f"{rows} #2") == 4
     assert data.ledger.rows(Stage.PACKED) == 14
+    assert data.plan.placed.tolist() == [1] * 4 + [3] * 2 + [1] * 4
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.99])

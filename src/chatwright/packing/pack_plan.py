@@ -140,8 +140,9 @@ class PackPlan:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs begun."""
-        return int(self.epoch_of_pack[-1]) + 1 if len(self.epoch_of_pack) else 0
+        """Epochs begun: those that have a pack, or lost all of theirs with an incomplete step."""
+        lost = (each.epoch for each in self.unplaced if each.epoch is not None)
+        return 1 + max((int(self.epoch_of_pack[-1]) if len(self.epoch_of_pack) else -1), *lost, -1)
 
     @property
     def epoch_of_step(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from chatwright.console import note
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_plan
+from chatwright.packing.mixture import Mixture, SourceShare
 from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.recipes.rendering import EntryInfo, Rendered, data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
@@ -115,11 +116,24 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) 
         epochs=settings.train.epochs,
         max_steps=settings.train.max_steps,
         name_of=store.name,
+        mixture=build_mixture(settings, rendered, given=sources is not None),
     )
     names = [entry.name for entry in rendered.entries]
     count_plan(ledger, plan, store.lengths, names, rendered.entry_index)
     ledger.check()
     return RunData(text, store, plan, rendered.heldout, rendered.entries, rendered.entry_index, ledger, from_cache)
+
+
+def build_mixture(settings: RunSettings, rendered: Rendered, *, given: bool = False) -> Mixture:
+    """The mixture of the recipe's data entries; of sources in memory (`given`), each is seen once an epoch."""
+    entries = (None,) * len(rendered.entries) if given else settings.data
+    shares = [
+        SourceShare(info.name) if entry is None else SourceShare(info.name, entry.epochs, entry.weight)
+        for info, entry in zip(rendered.entries, entries, strict=True)
+    ]
+    store = rendered.store
+    rows = store.source_index.astype(np.int64) << 40 | store.rows  # files of one entry number their rows alike
+    return Mixture(rendered.entry_index, shares, settings.mixture, seed=settings.train.seed, rows=rows)
 
 
 def _rendered(settings: RunSettings, template: Template, sources: Mapping[str, Any] | None) -> tuple[Rendered, bool]:

@@ -115,9 +115,8 @@ def render_entries(settings: RunSettings, template: Template, sources: Mapping[s
         held = [c for c in conversations if (c.source, c.row) in chosen]
         ledger.count(info.name, Stage.HELD_OUT, len(held))
         made = _render(train, entry, settings, template, ledger, info.name)
-        ledger.count(info.name, Stage.REPEATED, len(made) * (entry.epochs - 1), _tokens(made) * (entry.epochs - 1))
-        examples += made * entry.epochs
-        owner += [number] * (len(made) * entry.epochs)
+        examples += made
+        owner += [number] * len(made)
         heldout += _render(held, entry, settings, template, Ledger(), info.name)
     for entry in settings.heldout.data:
         conversations, info = read_entry(entry, seed)

@@ -102,8 +102,8 @@ def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     decisive = {f"train.{name}": recipe["train"].get(name) for name in ("epochs", "max_steps", "seed", "dtype")}
     decisive["an adapter"] = bool(recipe["adapter"])
-    for room in ("optimizer", "schedule", "packing", "adapter"):
-        decisive |= {f"{room}.{name}": value for name, value in (recipe[room] or {}).items()}
+    for room in ("optimizer", "schedule", "packing", "mixture", "adapter"):
+        decisive |= {f"{room}.{name}": value for name, value in (recipe.get(room) or {}).items()}
     return decisive
 
 

@@ -15,6 +15,7 @@ from chatwright.adapters.settings import LoraSettings
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.errors import ConfigError
 from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
+from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
@@ -46,6 +47,7 @@ class RunSettings(Settings):
     """A whole recipe.
 
     Args:
+        data: the sources; mixture: their order, and what `weight` and `epochs` of the sources mean.
         model: Hugging Face folder, hub name, run or checkpoint folder, GGUF file, or alias.
         stage: `sft` trains the replies; `mid` trains every token of the conversations.
         max_tokens: longest example in tokens; `overflow` says what happens to longer ones.
@@ -56,6 +58,7 @@ class RunSettings(Settings):
     stage: Literal["sft", "mid"] = "sft"
     model: str
     data: tuple[DataSettings, ...] = ()
+    mixture: MixtureSettings = MixtureSettings()
     heldout: HeldoutSettings = HeldoutSettings()
     template: TemplateSettings = TemplateSettings()
     max_tokens: PositiveInt = 2048
@@ -83,6 +86,20 @@ class RunSettings(Settings):
         if self.train.evaluate_every and not (self.heldout.share or self.heldout.data):
             raise ValueError(
                 "train.evaluate_every is set, but there is no held-out data: set heldout.share or heldout.data"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> RunSettings:
+        without = [entry.source_name for entry in self.data if entry.weight is None]
+        if 0 < len(without) < len(self.data):
+            raise ValueError(
+                f"some data entries have a weight and others none ({', '.join(without)}): give every entry a weight, "
+                "its share of the rows beside the other weights, or none"
+            )
+        if without and self.mixture.until != "all":
+            raise ValueError(
+                f"mixture.until: {self.mixture.until} has no effect without weights; give data entries a weight"
             )
         return self
 
