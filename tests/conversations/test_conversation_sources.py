@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatwright.conversations.data_settings import DataSettings
-from chatwright.conversations.hub import parse_hub_name
 from chatwright.conversations.sources import fingerprint, load_conversations, read_rows
 from chatwright.errors import ConfigError, DataError, UserError
 from chatwright.settings import build
@@ -224,11 +223,6 @@ def test_fingerprint_follows_the_contents(tmp_path):
 def test_hub_names_need_owner_name_and_split(name):
     with pytest.raises(DataError, match="hub data set"):
         list(read_rows(name))
-
-
-def test_hub_names_are_parsed():
-    assert parse_hub_name("hub:openai/gsm8k:main/train") == ("openai/gsm8k", "main", "train")
-    assert parse_hub_name("hub:a/b/test") == ("a/b", None, "test")
 
 
 def test_the_hub_without_the_datasets_library_says_what_to_install(monkeypatch):

@@ -1,4 +1,4 @@
-"""Rows out of files: JSON, JSON lines, CSV, parquet, saved `datasets` folders, YAML dialogues.
+"""Rows out of files, here or in a store: JSON, JSON lines, CSV, parquet, YAML; and saved `datasets` folders.
 
 Every reader yields `RawRow`s, bad ones included, so that the caller decides to stop or to skip.
 A new file type is one function and one entry of `READERS`.
@@ -7,22 +7,24 @@ A new file type is one function and one entry of `READERS`.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
+from chatwright.conversations.compression import unpacked, unpacked_name, unpacking_errors
 from chatwright.conversations.places import shown, without_nulls
+from chatwright.conversations.stores import StoreFile, driver_errors
 from chatwright.errors import DataError
 
 ROWS_PER_BATCH = 1024
 _LONGEST_CSV_FIELD = 2**31 - 1
+DataFile = Path | StoreFile
 
 
 class RawRow(NamedTuple):
@@ -37,35 +39,39 @@ class RawRow(NamedTuple):
     error: DataError | None = None
 
 
-def read_file(path: Path) -> Iterator[RawRow]:
-    """The rows of one file, by its ending; `.gz` may follow any of them.
+def read_file(path: DataFile) -> Iterator[RawRow]:
+    """The rows of one file, by its ending; that of a compression (`.gz`, `.zst` …) may follow any of them.
 
     Raises:
         DataError: if the ending is unknown or the whole file can't be read.
+        UserError: if the library that unpacks it isn't installed.
     """
-    kind = file_kind(path)
+    kind = file_kind(path.name)
     if kind is None:
-        raise DataError(f"unknown file type {path.suffix!r}", source=str(path), hint=f"known: {', '.join(READERS)}")
+        ending = Path(path.name).suffix
+        raise DataError(f"unknown file type {ending!r}", source=str(path), hint=f"known: {', '.join(READERS)}")
     try:
         yield from READERS[kind](path)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, *unpacking_errors(), *driver_errors()) as error:
         raise DataError(
             f"can't be read: {error}", source=str(path), hint="check the path; fetch a cut file again"
         ) from None
 
 
-def file_kind(path: Path) -> str | None:
+def file_kind(name: str | Path) -> str | None:
     """The ending in `READERS` that a file name has, or None."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return suffix.lower() if suffix.lower() in READERS else None
+    suffix = Path(unpacked_name(str(name))).suffix.lower()
+    return suffix if suffix in READERS else None
 
 
-def open_data_file(path: Path) -> BinaryIO:
+@contextmanager
+def open_data_file(path: DataFile) -> Iterator[BinaryIO]:
     """The bytes of a data file, unpacked where it is compressed."""
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    with path.open("rb") as packed, unpacked(packed, path.name) as file:
+        yield file
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: DataFile) -> str:
     with open_data_file(path) as file:
         data = file.read()
     try:
@@ -76,7 +82,7 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def read_jsonl(path: Path) -> Iterator[RawRow]:
+def read_jsonl(path: DataFile) -> Iterator[RawRow]:
     """One JSON value a line. Lines end at `\\n` only: rows hold U+2028, where `splitlines` would cut."""
     source, index = str(path), 0
     with open_data_file(path) as file:
@@ -101,7 +107,7 @@ def parse_line(line: bytes, source: str, index: int, number: int) -> RawRow:
         return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
 
 
-def read_json_file(path: Path) -> Iterator[RawRow]:
+def read_json_file(path: DataFile) -> Iterator[RawRow]:
     """A JSON list of rows, or `{"data": […]}`; a `.json` file with one object a line is read as JSON lines."""
     source = str(path)
     try:
@@ -126,7 +132,7 @@ def read_json_file(path: Path) -> Iterator[RawRow]:
         yield RawRow(row, source, index)
 
 
-def read_csv(path: Path) -> Iterator[RawRow]:
+def read_csv(path: DataFile) -> Iterator[RawRow]:
     """Comma-separated rows under a header line, as dicts of strings."""
     source = str(path)
     csv.field_size_limit(_LONGEST_CSV_FIELD)
@@ -151,7 +157,7 @@ def _csv_row(header: list[str], values: list[str], source: str, index: int, line
     return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
 
 
-def read_yaml_dialogues(path: Path) -> Iterator[RawRow]:
+def read_yaml_dialogues(path: DataFile) -> Iterator[RawRow]:
     """A YAML list of rows, or chatterbot-corpus's `conversations: [[question, answer, …], …]`."""
     source = str(path)
     try:
@@ -165,14 +171,14 @@ def read_yaml_dialogues(path: Path) -> Iterator[RawRow]:
         yield RawRow(row, source, index)
 
 
-def read_parquet(path: Path) -> Iterator[RawRow]:
+def read_parquet(path: DataFile) -> Iterator[RawRow]:
     """The rows of a parquet file, a batch at a time, without the nulls that Arrow filled in."""
     import pyarrow
     import pyarrow.parquet
 
     source = str(path)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open("rb")) as file:
             yield from _arrow_rows(file.iter_batches(batch_size=ROWS_PER_BATCH), source, 0)
     except pyarrow.ArrowException as error:
         raise DataError(f"is not a parquet file that can be read: {error}", source=source) from None
@@ -248,7 +254,7 @@ def _arrow_rows(batches: Any, source: str, start: int) -> Iterator[RawRow]:
             start += 1
 
 
-READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+READERS: dict[str, Callable[[DataFile], Iterator[RawRow]]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json_file,

@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders, globs, the Hugging Face hub, data sets and lists in memory.
+"""Where rows come from: files, folders, globs, stores, the Hugging Face hub, data sets and lists in memory.
 
 `load_conversations` is the one door for the rest of the program: rows read, format found, bad rows stopped at or
 counted. This module knows no format and no file type by itself; see `converters` and `files`.
@@ -18,10 +18,15 @@ from typing import Any
 from chatwright.conversations.converters import convert, detect_format
 from chatwright.conversations.data_settings import BadRow
 from chatwright.conversations.files import READERS, RawRow, file_kind, is_saved_dataset, read_file, read_saved_dataset
-from chatwright.conversations.hub import HUB_PREFIX, read_hub
+from chatwright.conversations.hub import HUB_PREFIX, HubMode, hub_commit, hub_rows
 from chatwright.conversations.places import without_nulls
+from chatwright.conversations.renames import Renames
 from chatwright.conversations.schema import Conversation
+from chatwright.conversations.stores import LOCAL_SCHEME, StoreFile, is_url, store_files
 from chatwright.errors import DataError
+
+ROWS_SHOWN = 8
+"""How many numbers of skipped rows a text shows before it breaks off."""
 
 Source = str | Path | Iterable[Any]
 
@@ -64,23 +69,47 @@ class LoadedConversations:
     @property
     def skip_counts(self) -> dict[str, int]:
         """Skipped rows by field, list positions as `*`: `{"line": 14, "messages.*.role": 2}`."""
-        return dict(Counter(_general_field(row.field) for row in self.skipped))
+        return dict(Counter(general_field(row.field) for row in self.skipped))
+
+    @property
+    def skip_places(self) -> dict[str, str]:
+        """Where the skipped rows are, by field as in `skip_counts`: `{"line": "rows 12, 40 of a.jsonl"}`."""
+        return skip_places(self.skipped)
 
 
-def _general_field(field: str | None) -> str:
+def skip_places(skipped: Iterable[SkippedRow]) -> dict[str, str]:
+    """The row numbers (from 0) of skipped rows, by field: `rows 12, 40, 41 … of a.jsonl; row 3 of b.jsonl`."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for row in skipped:
+        found.setdefault(general_field(row.field), {}).setdefault(row.source, []).append(row.row)
+    return {
+        field: "; ".join(_rows_of(numbers, source) for source, numbers in places.items())
+        for field, places in found.items()
+    }
+
+
+def _rows_of(numbers: list[int], source: str) -> str:
+    shown = ", ".join(map(str, numbers[:ROWS_SHOWN])) + (" …" if len(numbers) > ROWS_SHOWN else "")
+    return f"row{'s' if len(numbers) > 1 else ''} {shown} of {source}"
+
+
+def general_field(field: str | None) -> str:
+    """A field's name for counting: list positions as `*`, `row` where no field is named."""
     return ".".join("*" if key.isdigit() else key for key in (field or "row").split("."))
 
 
-def read_rows(source: Source) -> Iterator[Any]:
+def read_rows(source: Source, hub_mode: HubMode = "cached") -> Iterator[Any]:
     """The rows of a source, one by one, stopping at the first that can't be read.
 
     Args:
-        source: a file, folder, glob or `hub:owner/name[:config]/split`; or a `datasets.Dataset`, list or iterator.
+        source: a file, folder or glob, here or at an address such as `s3://bucket/*.jsonl`; a hub data set
+            `hub:owner/name[@revision][:config]/split`; or a `datasets.Dataset`, list or iterator.
+        hub_mode: whether a hub data set is downloaded whole and kept, or streamed.
 
     Raises:
         DataError: naming the file and row.
     """
-    for raw in scan_rows(source):
+    for raw in scan_rows(source, hub_mode):
         if raw.error:
             raise raw.error
         yield raw.value
@@ -93,6 +122,8 @@ def load_conversations(
     on_bad_row: BadRow = "error",
     start: int | None = None,
     stop: int | None = None,
+    hub_mode: HubMode = "cached",
+    renames: Renames | None = None,
 ) -> LoadedConversations:
     """Read and convert all rows of a source, or those of `[start, stop)`.
 
@@ -101,12 +132,14 @@ def load_conversations(
         format: a name of `CONVERTERS`, or `auto`.
         on_bad_row: `error` or `skip` (counted in `skipped`).
         start: first row to use, from 0; `stop`: the row after the last.
+        hub_mode: see `read_rows`.
+        renames: what fields and roles are called in these rows.
 
     Raises:
         DataError: for a bad row (unless skipped), rows of no known format, or when not one row is left.
     """
     name = source_text(source)
-    rows = list(islice(scan_rows(source), start, stop))
+    rows = list(islice(scan_rows(source, hub_mode, renames), start, stop))
     if not rows:
         where = f" in [{start or 0}, {'end' if stop is None else stop})" if start or stop is not None else ""
         raise DataError(f"there are no rows{where}", source=name, hint="give a source that has rows")
@@ -140,8 +173,11 @@ def _raise_first(rows: Iterable[RawRow]) -> None:
             raise raw.error
 
 
-def fingerprint(source: Source) -> str:
-    """sha256 (hex) over what a source holds: names and bytes of its files, or its rows; for cache keys.
+def fingerprint(source: Source) -> str | None:
+    """sha256 (hex) over what a source holds, for cache keys; None for a hub data set while the hub is out of reach.
+
+    Names and bytes of files; the checksums (or versions, or size and time) that a store tells; a hub set's commit;
+    the rows of data in memory.
 
     Args:
         source: see `read_rows`; an iterator can't be asked, since reading would use it up.
@@ -155,12 +191,29 @@ def fingerprint(source: Source) -> str:
             files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
             for file in files:
                 _add_file(digest, file)
-        return digest.hexdigest()
-    if isinstance(source, Iterator):
-        raise DataError("an iterator can be read only once", source="memory", hint="make a list of its rows")
-    for row in read_rows(source):
-        digest.update(json.dumps(row, ensure_ascii=True, default=repr).encode() + b"\n")
+    elif is_url(source):
+        for stored in remote_files(str(source)):
+            _add_store_file(digest, stored)
+    elif isinstance(source, str):
+        commit = hub_commit(source)
+        if commit is None:
+            return None
+        digest.update(f"{source}\0{commit}".encode())
+    else:
+        if isinstance(source, Iterator):
+            raise DataError("an iterator can be read only once", source="memory", hint="make a list of its rows")
+        for row in read_rows(source):
+            digest.update(json.dumps(row, ensure_ascii=True, default=repr).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _add_store_file(digest: hashlib._Hash, file: StoreFile) -> None:
+    """Add what the store tells of a file, or its bytes where it tells nothing."""
+    digest.update(f"{file.url}\0{file.version}\0".encode())
+    if file.version is None:
+        with file.open() as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
 
 
 def _add_file(digest: hashlib._Hash, path: Path) -> None:
@@ -176,14 +229,22 @@ def source_text(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else "memory"
 
 
-def scan_rows(source: Source) -> Iterator[RawRow]:
-    """The rows of a source with their places, bad ones included.
+def scan_rows(source: Source, hub_mode: HubMode = "cached", renames: Renames | None = None) -> Iterator[RawRow]:
+    """The rows of a source with their places, bad ones included; fields and roles renamed if asked.
 
     Raises:
         DataError: if the source as a whole can't be read.
     """
+    rows = _scan(source, hub_mode)
+    return rows if renames is None else (raw._replace(value=renames.apply(raw.value)) for raw in rows)
+
+
+def _scan(source: Source, hub_mode: HubMode) -> Iterator[RawRow]:
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        yield from _memory_rows(read_hub(source), source)
+        yield from _memory_rows(hub_rows(source, hub_mode), source)
+    elif is_url(source):
+        for file in remote_files(str(source)):
+            yield from read_file(file)
     elif isinstance(source, str | Path):
         for path in local_files(str(source)):
             yield from scan_file(path)
@@ -209,7 +270,18 @@ def _memory_rows(rows: Iterable[Any], name: str) -> Iterator[RawRow]:
 
 def is_local(source: Source) -> bool:
     """Whether a source is made of files of this machine."""
-    return isinstance(source, Path) or (isinstance(source, str) and not source.startswith(HUB_PREFIX))
+    return isinstance(source, Path) or (
+        isinstance(source, str) and not source.startswith(HUB_PREFIX) and not is_url(source)
+    )
+
+
+def remote_files(url: str) -> list[StoreFile]:
+    """The data files that an address stands for, sorted: one file, a glob's matches, or all in a folder.
+
+    Raises:
+        UserError: if the store's driver isn't installed. DataError: if there are none.
+    """
+    return store_files(url, lambda name: file_kind(name) is not None)
 
 
 def local_files(source: str) -> list[Path]:
@@ -218,6 +290,7 @@ def local_files(source: str) -> list[Path]:
     Raises:
         DataError: if there are none.
     """
+    source = source.removeprefix(LOCAL_SCHEME)
     path = Path(source).expanduser()
     if _is_readable(path):
         return [path]
