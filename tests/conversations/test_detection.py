@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatwright.conversations.converters import CONVERTERS, convert, detect_format
+from chatwright.conversations.converters import CONVERTERS, NAMED_ONLY, convert, detect_format
 from chatwright.conversations.sources import load_conversations
 from chatwright.errors import DataError
 from shared_files import shared
@@ -19,10 +19,20 @@ ROWS = {
     "prompt_completion": {"prompt": "a", "completion": "b"},
     "alpaca": {"instruction": "a", "output": "b"},
     "dialogue": ["a", "b"],
+    "custom_json": [USER, {"role": "assistant", "content": "!"}],
+    "oasst": {"prompt": {"text": "?", "role": "prompter", "replies": [{"text": "!", "role": "assistant"}]}},
+    "glaive": {"system": "SYSTEM: Help.", "chat": "USER: ?\n\n\nASSISTANT: ! <|endoftext|>"},
+    "humaneval": {"prompt": "def f():", "canonical_solution": " 1", "test": "f()", "entry_point": "f"},
+    "mbpp": {"text": "Write f.", "code": "def f(): 1", "test_list": ["assert f()"]},
+    "dolly": {"instruction": "a", "context": "", "response": "b", "category": "open_qa"},
+    "self_instruct": {"instruction": "a", "instances": [{"input": "", "output": "b"}]},
+    "multiple_choice": {"question": "?", "choices": ["a", "b"], "answer": 1},
+    "gsm8k": {"question": "?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
+    "question_answer": {"question": "?", "answer": "!"},
 }
 
 
-@pytest.mark.parametrize("name", CONVERTERS)
+@pytest.mark.parametrize("name", [name for name in CONVERTERS if name not in NAMED_ONLY])
 def test_each_format_is_recognized(name):
     assert detect_format([ROWS[name]], "hand") == name
 
@@ -41,9 +51,9 @@ def test_bad_first_rows_do_not_mislead():
 
 def test_nothing_fits_lists_fields_reasons_and_formats():
     with pytest.raises(DataError) as caught:
-        detect_format([{"question": "a", "answer": "b"}], "gsm.jsonl")
+        detect_format([{"query": "a", "reply": "b"}], "own.jsonl")
     text = str(caught.value)
-    assert "'question', 'answer'" in text
+    assert "'query', 'reply'" in text
     assert all(name in text for name in CONVERTERS)
 
 
@@ -64,6 +74,34 @@ def test_preference_pairs_are_not_taken_for_conversations():
         load_conversations(shared("data/preference/dpo_en_demo.json"))
 
 
-def test_real_rows_of_no_known_format():
-    with pytest.raises(DataError, match="'instances'"):
-        load_conversations(shared("data/sft/self_instruct_seed_tasks.jsonl"))
+@pytest.mark.parametrize("fields", [("pos_resp", "neg_resp"), ("response_0", "response_1")])
+def test_pairs_of_other_names_are_not_taken_either(fields):
+    row = {"prompt": "?", "response": "!", **dict.fromkeys(fields, "!")}
+    with pytest.raises(DataError, match=f"preference pairs .*{fields[0]}"):
+        detect_format([row], "hand")
+
+
+def test_labelled_replies_are_taken_only_where_the_format_is_named():
+    path = shared("data/preference/kto_en_demo.json")
+    with pytest.raises(DataError, match=r"labelled replies[\s\S]*name the format"):
+        load_conversations(path)
+    assert len(load_conversations(path, format="messages").conversations) == 300
+    assert detect_format([{**ROWS["messages"], "label": "news"}], "hand") == "messages", "a word is no verdict"
+
+
+def test_hh_rlhf_rows_are_taken_only_where_the_format_is_named():
+    path = shared("data/preference/hh_rlhf_harmless_base_test.jsonl.gz")
+    with pytest.raises(DataError, match="hh_rlhf takes 'chosen'"):
+        load_conversations(path)
+
+
+def test_flat_oasst_messages_ask_for_the_name():
+    row = {"message_id": "1", "parent_id": None, "text": "?", "role": "prompter"}
+    with pytest.raises(DataError, match="oasst_flat"):
+        detect_format([row], "hand")
+
+
+@pytest.mark.parametrize("column", ["choices", "context", "options"])
+def test_a_question_that_needs_more_is_no_plain_pair(column):
+    with pytest.raises(DataError, match="would lose it"):
+        detect_format([{"question": "?", "answer": "!", column: "x"}], "hand")

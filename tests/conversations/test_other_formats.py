@@ -121,7 +121,6 @@ def test_a_bad_row_names_its_field_and_value(format, row, field, says):
         ("sft/fastchat_dummy_conversation.json", "sharegpt", 500),
         ("sft/alpaca_libre_tasks_v1.jsonl", "alpaca", 2375),
         ("sft/alpaca_libre_tasks_v3.jsonl", "alpaca", 1205),
-        ("preference/kto_en_demo.json", "messages", 300),
         ("dialogue/chatterbot/german", "dialogue", 113),
     ],
 )

@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from chatwright.conversations.custom_json import convert_custom_json
+from chatwright.conversations.glaive_format import convert_glaive
+from chatwright.conversations.instruction_formats import (
+    convert_dolly,
+    convert_hh_rlhf,
+    convert_question_answer,
+    convert_self_instruct,
+)
 from chatwright.conversations.message_formats import convert_messages, convert_minimind, convert_nanochat
+from chatwright.conversations.oasst import convert_oasst, is_flat_message
 from chatwright.conversations.other_formats import (
     convert_alpaca,
     convert_dialogue,
@@ -19,18 +28,42 @@ from chatwright.conversations.other_formats import (
 )
 from chatwright.conversations.places import Place, shown
 from chatwright.conversations.schema import Conversation
+from chatwright.conversations.task_formats import (
+    convert_gsm8k,
+    convert_humaneval,
+    convert_mbpp,
+    convert_multiple_choice,
+)
 from chatwright.errors import DataError
 
 # The order decides between formats that accept equally many rows: the stricter comes first.
 CONVERTERS: dict[str, Callable[[Any, str, int], Conversation]] = {
     "messages": convert_messages,
+    "custom_json": convert_custom_json,
     "nanochat": convert_nanochat,
     "minimind": convert_minimind,
     "sharegpt": convert_sharegpt,
+    "oasst": convert_oasst,
+    "glaive": convert_glaive,
+    "humaneval": convert_humaneval,
+    "mbpp": convert_mbpp,
     "prompt_completion": convert_prompt_completion,
     "alpaca": convert_alpaca,
+    "dolly": convert_dolly,
+    "self_instruct": convert_self_instruct,
+    "multiple_choice": convert_multiple_choice,
+    "gsm8k": convert_gsm8k,
+    "question_answer": convert_question_answer,
     "dialogue": convert_dialogue,
+    "hh_rlhf": convert_hh_rlhf,
+    "oasst_flat": convert_oasst,
+    "oasst_threads": convert_oasst,
 }
+NAMED_ONLY = ("hh_rlhf", "oasst_flat", "oasst_threads")
+"""Formats that are never detected: the first takes half of a preference pair, the others regroup the rows."""
+
+_PAIRS = (("chosen", "rejected"), ("pos_resp", "neg_resp"), ("response_0", "response_1"))
+_DETECTED = {name: converter for name, converter in CONVERTERS.items() if name not in NAMED_ONLY}
 ROWS_TO_DETECT = 64
 
 
@@ -57,23 +90,46 @@ def detect_format(rows: Sequence[Any], source: str) -> str:
     """The format of rows: the one whose converter accepts most of the first 64.
 
     Raises:
-        DataError: if there are no rows, they are preference pairs, or no converter accepts any; then it lists the
-            rows' fields and why the nearest formats refused.
+        DataError: if there are no rows, they are preference pairs, labelled replies or the messages of trees, or no
+            converter accepts any; then it lists the rows' fields and why the nearest formats refused.
     """
     sample = list(islice(rows, ROWS_TO_DETECT))
     if not sample:
         raise DataError("there are no rows", source=source, hint="give a source that has rows")
-    if any(isinstance(row, Mapping) and {"chosen", "rejected"} <= row.keys() for row in sample):
-        raise DataError(
-            "these are preference pairs (fields 'chosen' and 'rejected'), not conversations",
-            source=source,
-            hint=f"name the format to train on the messages alone; valid formats: {', '.join(CONVERTERS)}",
-        )
-    votes = {name: sum(_accepts(name, row, source) for row in sample) for name in CONVERTERS}
+    _refuse_others(sample, source)
+    votes = {name: sum(_accepts(name, row, source) for row in sample) for name in _DETECTED}
     best = max(votes, key=lambda name: votes[name])
     if not votes[best]:
         raise _nothing_fits(sample[0], source)
     return "nanochat" if best == "messages" and any(map(_has_python_part, sample)) else best
+
+
+def _refuse_others(rows: Sequence[Any], source: str) -> None:
+    """Stop at rows that would convert to something else than their makers meant."""
+    known = f"valid formats: {', '.join(CONVERTERS)}"
+    for row in rows:
+        if not isinstance(row, Mapping):
+            continue
+        for first, second in _PAIRS:
+            if first in row and second in row:
+                raise DataError(
+                    f"these are preference pairs (fields {first!r} and {second!r}), not conversations",
+                    source=source,
+                    hint=f"name the format to train on the messages alone (hh_rlhf takes 'chosen'); {known}",
+                )
+        if isinstance(row.get("label"), bool):
+            raise DataError(
+                "these are labelled replies, good and bad ones (a field 'label' that is true or false), and training "
+                "on them as conversations would teach the bad ones too",
+                source=source,
+                hint=f"name the format to train on all of them; {known}",
+            )
+        if is_flat_message(row):
+            raise DataError(
+                "these are single messages of OpenAssistant trees (fields 'message_id', 'parent_id')",
+                source=source,
+                hint="name the format: oasst_flat for the best thread of each tree, oasst_threads for all threads",
+            )
 
 
 def _accepts(name: str, row: Any, source: str) -> bool:
@@ -98,7 +154,7 @@ def _has_python_part(row: Any) -> bool:
 def _nothing_fits(row: Any, source: str) -> DataError:
     fields = f"fields {', '.join(map(repr, row))}" if isinstance(row, Mapping) else f"{type(row).__name__} {shown(row)}"
     reasons = []
-    for name, converter in CONVERTERS.items():
+    for name, converter in _DETECTED.items():
         try:
             converter(row, source, 0)
         except DataError as error:

@@ -74,7 +74,8 @@ def read_conversation(row: Mapping[str, Any], field: str, place: Place) -> Conve
     """The conversation of a row whose `field` is a list of role/content messages."""
     items = read_list(row[field], place.at(field))
     messages = [read_message(item, place.at(field, i)) for i, item in enumerate(items)]
-    return make_conversation(messages, row, place, used={field}, tools=_tools_on_system(items, place.at(field)))
+    tools = read_tools(row.get("functions"), place.at("functions")) or _tools_on_system(items, place.at(field))
+    return make_conversation(messages, row, place, used={field, "functions"}, tools=tools)
 
 
 def _tools_on_system(items: Sequence[Mapping[str, Any]], place: Place) -> tuple[Mapping[str, Any], ...]:
@@ -167,6 +168,8 @@ def read_message(item: Any, place: Place) -> Message:
     if reasoning:
         parts.append(Part("thinking", read_text(reasoning, place.at("reasoning_content"))))
     calls = read_tool_calls(item["tool_calls"], place.at("tool_calls")) if item.get("tool_calls") else ()
+    if item.get("function_call"):  # OpenAI's older name for one call
+        calls += read_tool_calls(item["function_call"], place.at("function_call"))
     content = item.get("content")
     if content is None and not calls and not parts:
         raise place.at("content").error(

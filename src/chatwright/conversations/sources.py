@@ -21,6 +21,7 @@ from chatwright.conversations.files import READERS, RawRow, file_kind, is_saved_
 from chatwright.conversations.hub import HUB_PREFIX, HubMode, hub_commit, hub_rows
 from chatwright.conversations.places import without_nulls
 from chatwright.conversations.renames import Renames
+from chatwright.conversations.regrouping import regroup
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.stores import LOCAL_SCHEME, StoreFile, is_url, store_files
 from chatwright.errors import DataError
@@ -131,7 +132,7 @@ def load_conversations(
         source: see `read_rows`.
         format: a name of `CONVERTERS`, or `auto`.
         on_bad_row: `error` or `skip` (counted in `skipped`).
-        start: first row to use, from 0; `stop`: the row after the last.
+        start: first row to use, from 0; `stop`: the row after the last. Both count what `regroup` makes of the rows.
         hub_mode: see `read_rows`.
         renames: what fields and roles are called in these rows.
 
@@ -139,7 +140,7 @@ def load_conversations(
         DataError: for a bad row (unless skipped), rows of no known format, or when not one row is left.
     """
     name = source_text(source)
-    rows = list(islice(scan_rows(source, hub_mode, renames), start, stop))
+    rows = list(islice(regroup(format, scan_rows(source, hub_mode, renames)), start, stop))
     if not rows:
         where = f" in [{start or 0}, {'end' if stop is None else stop})" if start or stop is not None else ""
         raise DataError(f"there are no rows{where}", source=name, hint="give a source that has rows")
