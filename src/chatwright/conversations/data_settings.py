@@ -5,23 +5,32 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from chatwright.conversations.converters import CONVERTERS
 from chatwright.conversations.filters import FilterSettings
+from chatwright.conversations.hub import HUB_PREFIX, HubMode
+from chatwright.conversations.renames import Renames
 from chatwright.conversations.transforms import TransformSettings
 from chatwright.settings import Settings
 
 BadRow = Literal["error", "skip"]
+RoleName = Literal["system", "user", "assistant", "tool", "function_call"]
+"""Roles that `roles` can name; `function_call` is ShareGPT's for a message that is a call."""
 
 
 class DataSettings(Settings):
     """One source of training conversations: a `path`, or a built-in `task`.
 
     Args:
-        path: a file, folder, glob or `hub:owner/name[:config]/split`.
+        path: a file, folder or glob, here or at an address (`s3://bucket/*.jsonl`, `https://…`); or a hub data set,
+            `hub:owner/name[@revision][:config]/split`.
+        hub_mode: `cached` downloads a hub data set whole and keeps it; `streaming` fetches rows as they are read.
         task: name of a built-in task, with its `task_options`. split: which of its disjoint halves.
         format: a name of `CONVERTERS`, or `auto` to detect it from the rows.
+        columns: what the rows call a field that the format reads: `{output: answer}`; null leaves a field unread.
+        message_columns: the same for the fields of each message: `{role: speaker, content: text}`.
+        roles: what the messages call a role: `{user: [human, prompter]}`.
         on_bad_row: `error` stops at the first bad row; `skip` leaves it out and counts it.
         start: first row to use, from 0; `stop`: the row after the last; `step`: use every step-th row.
         max_rows: at most so many rows, drawn by the run's seed (`stop` takes the first ones).
@@ -34,10 +43,14 @@ class DataSettings(Settings):
     """
 
     path: str | None = None
+    hub_mode: HubMode = "cached"
     task: str | None = None
     task_options: dict[str, Any] = Field(default_factory=dict)
     split: Literal["train", "test"] = "train"
     format: str = "auto"
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    message_columns: dict[str, str | None] = Field(default_factory=dict)
+    roles: dict[RoleName, tuple[str, ...]] = Field(default_factory=dict)
     on_bad_row: BadRow = "error"
     start: int | None = Field(default=None, ge=0)
     stop: int | None = Field(default=None, ge=0)
@@ -55,6 +68,20 @@ class DataSettings(Settings):
         """What reports call this source."""
         return self.name or self.path or self.task or ""
 
+    @property
+    def renames(self) -> Renames | None:
+        """What fields and roles are called in the rows; None where they have our names."""
+        if not (self.columns or self.message_columns or self.roles):
+            return None
+        return Renames(self.columns, self.message_columns, {str(role): names for role, names in self.roles.items()})
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _one_name_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {role: (names,) if isinstance(names, str) else names for role, names in value.items()}
+
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
         given = [name for name in ("path", "task") if getattr(self, name)]
@@ -66,6 +93,10 @@ class DataSettings(Settings):
             raise ValueError("'task_options' belong to a 'task', found a 'path'")
         if self.split != "train" and not self.task:
             raise ValueError("'split' belongs to a 'task'; a path names its own rows (hub:owner/name/split)")
+        if self.hub_mode != "cached" and not (self.path or "").startswith(HUB_PREFIX):
+            raise ValueError("'hub_mode' belongs to a hub data set (hub:owner/name/split); addresses always stream")
+        if self.task and self.renames:
+            raise ValueError("'columns', 'message_columns' and 'roles' belong to a 'path', found a 'task'")
         if self.format != "auto" and self.format not in CONVERTERS:
             near = difflib.get_close_matches(self.format, CONVERTERS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid: auto, {', '.join(CONVERTERS)}"
