@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatwright.conversations.schema import Message, Part
-from chatwright.tasks.grading import final_text, last_number, mentions_any, spelled_word
+from chatwright.tasks.grading import final_text, last_number, marked_number, mentions_any, spelled_word
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,24 @@ from chatwright.tasks.grading import final_text, last_number, mentions_any, spel
 )
 def test_last_number(text: str, number: float | None) -> None:
     assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so she has 7 left.\n#### 7", 7),
+        ("#### 1,234.50 dollars", 1234.5),
+        ("#### -3", -3),
+        ("#### 5\nno: #### 6", 5),
+        ("#### 10.", 10),
+        ("The answer is 7", None),
+        ("####7", None),
+        ("#### seven", None),
+        ("", None),
+    ],
+)
+def test_marked_number(text: str, number: float | None) -> None:
+    assert marked_number(text) == number
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Laws of every task: pure, distinct, disjoint splits, right tool results, and grades that accept the truth only."""
+"""Laws of tasks that make their problems: pure, distinct, disjoint splits, right results, grades that see the truth."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.errors import ConfigError
 from chatwright.inference.calculator import calculate
+from chatwright.tasks.base import GeneratedTask
 from chatwright.tasks.embedded import PROBE_WORDS, words_of
 from chatwright.tasks.registry import TASKS, make_task
 
-NAMES = sorted(TASKS)
+NAMES = sorted(name for name, task in TASKS.items() if issubclass(task, GeneratedTask))
 SPLITS = ("train", "test")
-TOOL_TASKS = ("arithmetic", "letter_counting")
+TOOL_TASKS = ("arithmetic", "letter_counting", "spelling_bee")
+WORD_TASKS = ("letter_counting", "simple_spelling", "spelling", "spelling_bee")
 
 
 def worked_out(code: str) -> str:
@@ -42,7 +44,7 @@ def unordered(problem: str) -> str:
 def problems(task: str, split: str) -> set[str]:
     """What identifies the problems of a split: the word, the numbers, or every question."""
     rows = make_task(task).conversations(split, 3_000, seed=5)
-    if task in ("letter_counting", "spelling"):
+    if task in WORD_TASKS:
         return {row.extra["word"] for row in rows}
     if task == "arithmetic":
         return {unordered(row.extra["problem"]) for row in rows}
@@ -68,8 +70,8 @@ def test_pure_distinct_and_counted(name: str, split: str) -> None:
 
 def test_the_same_in_another_process() -> None:
     code = (
-        "import sys; from chatwright.tasks.registry import TASKS, make_task\n"
-        "for name in sorted(TASKS): print(make_task(name).conversations('train', 5, 1))\n"
+        "import sys; from chatwright.tasks.registry import make_task\n"
+        f"for name in {NAMES}: print(make_task(name).conversations('train', 5, 1))\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
@@ -94,7 +96,7 @@ def test_splits_share_no_problem(name: str) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_tool_results_are_right(name: str, split: str) -> None:
     for row in make_task(name).conversations(split, 1_500, seed=2):
-        call, result, answer = row.messages[-1].parts
+        call, result, answer = row.messages[-1].parts[-3:]
         assert (call.kind, result.kind, answer.kind) == ("tool_call", "tool_result", "text")
         assert call.tool == result.tool == "calculator"
         assert result.text == worked_out(call.text) == calculate(call.text) == str(row.extra["answer"])
@@ -114,11 +116,12 @@ def test_grade_accepts_the_reference_and_rejects_another(name: str, split: str) 
 def test_grade_reads_the_answer_and_not_the_tool(name: str) -> None:
     task = make_task(name)
     row = task.conversations("test", 1)[0]
-    call, result, _ = row.messages[-1].parts
-    wrong = Part("text", f"It is {row.extra['answer'] + 1}.")
+    *_, call, result, _ = row.messages[-1].parts
+    mark = "#### " if name == "spelling_bee" else ""
+    wrong = Part("text", f"It is {mark}{row.extra['answer'] + 1}.")
     assert not task.grade(row, Message("assistant", (call, result, wrong)))
     assert not task.grade(row, Message("assistant", (call, result)))
-    assert task.grade(row, Message.of("assistant", f"It is {row.extra['answer']}"))
+    assert task.grade(row, Message.of("assistant", f"It is {mark}{row.extra['answer']}"))
 
 
 def test_grade_of_spelling_refuses_the_word_itself_and_a_wrong_letter() -> None:
@@ -130,11 +133,14 @@ def test_grade_of_spelling_refuses_the_word_itself_and_a_wrong_letter() -> None:
     assert not task.grade(row, Message.of("assistant", "-".join(word + "q")))
 
 
-@pytest.mark.parametrize("name", ["letter_counting", "spelling"])
+@pytest.mark.parametrize("name", WORD_TASKS)
 def test_every_word_comes_once_before_one_comes_again(name: str) -> None:
     task = make_task(name)
     for split in SPLITS:
         words = [row.extra["word"] for row in task.conversations(split)]
+        if "size" in type(task.options).model_fields:
+            assert len(words) == (1000 if split == "train" or name == "spelling_bee" else len(words_of(split)))
+            words = [row.extra["word"] for row in make_task(name, size=len(words_of(split))).conversations(split)]
         assert sorted(words) == list(words_of(split))
     assert set(words_of("test")) >= PROBE_WORDS
 
@@ -156,7 +162,8 @@ def test_fewer_come_back_only_when_all_are_out(split: str) -> None:
 def test_conversations_are_short_and_take_turns(name: str) -> None:
     for row in make_task(name).conversations("train", 400):
         assert [message.role for message in row.messages] == ["user", "assistant"] * (len(row.messages) // 2)
-        assert sum(len(part.text) for message in row.messages for part in message.parts) < 300
+        length = sum(len(part.text) for message in row.messages for part in message.parts)
+        assert length < (600 if name == "spelling_bee" else 300)
         assert all(part.text.strip() for message in row.messages for part in message.parts)
 
 

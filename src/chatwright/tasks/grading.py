@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from chatwright.conversations.schema import Message
 
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?<!\d)(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_MARKED_NUMBER = re.compile(r"#### (-?\d[\d,]*(?:\.\d+)?)")
 _NUMBER_WORDS = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())  # noqa: SIM905
 _NUMBER_WORD = re.compile(rf"\b({'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
 _SPELLED = re.compile(r"(?<![A-Za-z])[A-Za-z](?:[\s,.–-]+[A-Za-z](?![A-Za-z]))+")
@@ -26,6 +27,12 @@ def last_number(text: str) -> float | None:
         return float(digits[-1].replace(",", ""))
     words = _NUMBER_WORD.findall(text)
     return float(_NUMBER_WORDS.index(words[-1].lower())) if words else None
+
+
+def marked_number(text: str) -> float | None:
+    """The number behind the first `####`, the mark of GSM8K's answers (`#### 1,234`), or None."""
+    match = _MARKED_NUMBER.search(text)
+    return float(match[1].replace(",", "")) if match else None
 
 
 def spelled_word(text: str) -> str | None:

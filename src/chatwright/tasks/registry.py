@@ -7,20 +7,27 @@ from typing import Any
 
 from chatwright.errors import ConfigError
 from chatwright.settings import build
+from chatwright.tasks.arc import Arc
 from chatwright.tasks.arithmetic import Arithmetic
+from chatwright.tasks.custom_json import CustomJson
 from chatwright.tasks.general import General
+from chatwright.tasks.gsm8k import Gsm8k
+from chatwright.tasks.humaneval import HumanEval
 from chatwright.tasks.letter_counting import LetterCounting
+from chatwright.tasks.mmlu import Mmlu
 from chatwright.tasks.persona import Persona
+from chatwright.tasks.simple_spelling import SimpleSpelling
+from chatwright.tasks.smoltalk import SmolTalk
 from chatwright.tasks.spelling import Spelling
+from chatwright.tasks.spelling_bee import SpellingBee
 from chatwright.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {
-    Arithmetic.name: Arithmetic,
-    General.name: General,
-    LetterCounting.name: LetterCounting,
-    Persona.name: Persona,
-    Spelling.name: Spelling,
-}
+_ALL: tuple[type[Task], ...] = (
+    *(Arithmetic, General, LetterCounting, Persona, SimpleSpelling, Spelling, SpellingBee),
+    *(Arc, CustomJson, Gsm8k, HumanEval, Mmlu, SmolTalk),
+)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
+"""Those that make their problems, then those over a data set."""
 
 
 def make_task(task: str, /, **options: Any) -> Task:

@@ -13,12 +13,12 @@ from itertools import islice
 from typing import Any, Literal, Protocol
 
 from chatwright.conversations.schema import Conversation, Message, Part
+from chatwright.conversations.task_formats import CALCULATOR
 from chatwright.errors import ConfigError
 from chatwright.settings import Settings
 
 Split = Literal["train", "test"]
 
-CALCULATOR = "calculator"
 TEST_PERCENT = 20
 
 
