@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from chatwright.console import out, table, warn
+from chatwright.packing.mixture import MixtureSettings
 from chatwright.recipes.data import build_data
+from chatwright.recipes.planned_sources import PlannedSource
 from chatwright.recipes.planning import RunPlan, plan_run
 from chatwright.recipes.run_settings import load_recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -22,21 +29,8 @@ def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
         print(json.dumps({"plan": figures.to_dict(), "ledger": data.ledger.to_dict()}, ensure_ascii=False))
         return
     console = out()
-    columns = ("source", "format", "rows", "skipped", "examples", "tokens", "supervised", "share")
-    body: list[tuple[object, ...]] = [
-        (
-            s["name"],
-            s["format"],
-            s["rows"],
-            s["skipped"],
-            s["examples"],
-            s["tokens"],
-            s["supervised_tokens"],
-            f"{s['supervised_share']:.1%}",
-        )
-        for s in figures.sources
-    ]
-    console.print(table("data", columns, body))
+    for each in source_tables(figures, settings.mixture):
+        console.print(each)
     console.print(table("run", ("figure", "value"), _run_rows(figures)))
     if figures.memory:
         body = [(name, f"{count / 2**20:,.0f} MiB") for name, count in figures.memory.items()]
@@ -45,6 +39,56 @@ def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     for warning in figures.warnings:
         warn(warning)
     console.print(f"learning rate  {sparkline(figures.learning_rates)}  peak {max(figures.learning_rates):.2e}")
+
+
+def source_tables(figures: RunPlan, mixture: MixtureSettings) -> list[Table]:
+    """What each source has, and what the mixture makes of it; both fit 80 columns."""
+    data: list[tuple[object, ...]] = [
+        (_source_cell(s), s.rows, s.examples, s.tokens, s.supervised_tokens) for s in figures.sources
+    ]
+    weights = [s for s in figures.sources if s.weight is not None]
+    mixed: list[tuple[object, ...]] = [
+        (
+            short_name(s.name),
+            f"{s.seen_an_epoch:.{3 if s.seen_an_epoch > 0.1 else 2}g}×",
+            f"{s.example_share:.1%}",
+            s.trained_supervised_tokens,
+            f"{s.effective_weight:.1%}",
+        )
+        for s in figures.sources
+    ]
+    heading = "mixture: " + ("one source after another" if mixture.order == "sequence" else "all sources shuffled")
+    if weights:
+        wished = {s.name: f"{s.weight / sum(w.weight or 0 for w in weights):.1%}" for s in weights if s.weight}
+        mixed = [(name, wished[s.name], *rest) for s, (name, *rest) in zip(figures.sources, mixed, strict=True)]
+        ends = "the first source is used up" if mixture.until == "first" else "all sources were seen whole"
+        heading += f"; an epoch ends when {ends}"
+    columns = ("source", *(["asked"] if weights else []), "seen", "examples", "supervised", "effective")
+    made = table(heading, columns, mixed)
+    made.caption = (
+        f"{'asked: share of rows by weight · ' if weights else ''}seen: times an epoch · examples, supervised tokens: "
+        "in packs, all epochs · effective: share of the supervised tokens' weight"
+    )
+    made.caption_justify = "left"
+    return [table("data", ("source", "rows", "examples", "tokens", "supervised"), data), made]
+
+
+def _source_cell(source: PlannedSource) -> str:
+    notes = [source.format, source.chosen, f"{source.skipped:,} skipped" if source.skipped else ""]
+    text = ", ".join(note for note in notes if note)
+    lines = textwrap.wrap(text, _name_room(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([short_name(source.name), *lines])
+
+
+def short_name(name: str) -> str:
+    """The end of a long source name, which tells files apart, as long as the terminal has room for."""
+    room = _name_room()
+    return name if len(name) <= room else f"…{name[1 - room :]}"
+
+
+def _name_room() -> int:
+    """Columns beside the widest numbers of the tables."""
+    return max(24, out().width - 56)
 
 
 def _run_rows(figures: RunPlan) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chatwright.cli.plan import sparkline
+from chatwright.cli.plan import short_name, sparkline
 from chatwright.console import duration, note, out, table, warn
 from chatwright.recipes.build import RunTrainer, build_trainer
 from chatwright.recipes.data import RunData, build_data
@@ -82,7 +82,7 @@ def _print_data(settings: RunSettings, data: RunData) -> None:
     figures = plan_run(settings, data)
     columns = ("source", "format", "rows", "examples", "tokens", "supervised")
     body = [
-        (s["name"], s["format"], s["rows"], s["examples"], s["tokens"], f"{s['supervised_share']:.0%}")
+        (short_name(s.name), s.format, s.rows, s.examples, s.tokens, f"{s.supervised_share:.0%}")
         for s in figures.sources
     ]
     out().print(table("data" + (" (tokens from the cache)" if data.from_cache else ""), columns, body))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chatwright.console import table
@@ -168,8 +169,11 @@ class Ledger:
     def table(self, title: str = "ledger") -> Table:
         """The ledger to print."""
         lines = [entry for entry in self.entries() if entry.rows or entry.tokens]
-        rows = [(e.source, str(e.stage), e.rows, e.tokens or None, e.reason) for e in lines]
-        return table(title, ("source", "stage", "rows", "tokens", "reason"), rows)
+        rows: list[tuple[str | int | None, ...]] = []
+        for source, entries in groupby(lines, key=lambda entry: entry.source):
+            rows.append((source, None, None, None))  # once, as it may be a long path
+            rows += [(f"  {each.stage}", each.rows, each.tokens or None, each.reason) for each in entries]
+        return table(title, ("source, stage", "rows", "tokens", "reason"), rows)
 
     def _of(self, stage: Stage, source: str | None) -> Iterator[Entry]:
         for (name, at, reason), (rows, tokens) in self._counts.items():

@@ -159,6 +159,14 @@ class PackPlan:
         """int64 `[num_examples]`, how often the begun epochs drew each example, whether it was placed or not."""
         return count_draws([self.members], self.unplaced, self.num_examples)
 
+    @property
+    def usable(self) -> np.ndarray:
+        """bool `[num_examples]`: those that the plan could draw from, drawn or not."""
+        found = self.draws > 0
+        for each in self.unplaced:
+            found[each.examples] = True
+        return found
+
     def pack(self, index: int) -> np.ndarray:
         """int64 `[n]`, the examples of one pack."""
         return self.members[self.pack_starts[index] : self.pack_starts[index + 1]]

@@ -18,13 +18,17 @@ from chatwright.models.vocabulary import resize_vocab
 from chatwright.models.weights import read_config
 from chatwright.recipes.build import learning_rate_multipliers
 from chatwright.recipes.data import RunData
+from chatwright.recipes.planned_sources import PlannedSource, planned_sources
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import available_devices, compute_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The figures of a planned run. Memory in bytes; learning rates of up to 60 evenly spaced steps."""
+    """The figures of a planned run. Memory in bytes; learning rates of up to 60 evenly spaced steps.
+
+    What is counted by epoch is what an epoch of the mixture draws, on average.
+    """
 
     rows: int
     examples: int
@@ -45,7 +49,7 @@ class RunPlan:
     trainable_parameters: int | None
     training_flops: float | None
     memory: dict[str, int] = field(default_factory=dict)
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[PlannedSource] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,6 +65,8 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
     """
     store, plan = data.store, data.plan
     lengths = store.lengths
+    drawn, epochs = plan.draws, max(plan.num_epochs, 1)
+    tokens, supervised = int((drawn * lengths).sum()), int((drawn * store.supervised_counts).sum())
     steps_tokens, steps_supervised = plan.step_sums(lengths), plan.step_sums(store.supervised_counts)
     rates = np.array(learning_rate_multipliers(settings, data)) * settings.optimizer.learning_rate
     shown = np.unique(np.linspace(0, len(rates) - 1, min(60, len(rates))).astype(int))
@@ -72,9 +78,9 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         rows=sum(entry.num_rows for entry in data.entries),
         examples=len(store),
         heldout_examples=len(data.heldout),
-        tokens_per_epoch=store.num_tokens,
-        supervised_tokens_per_epoch=int(store.supervised_counts.sum()),
-        supervised_share=float(store.supervised_counts.sum() / store.num_tokens),
+        tokens_per_epoch=round(tokens / epochs),
+        supervised_tokens_per_epoch=round(supervised / epochs),
+        supervised_share=supervised / max(tokens, 1),
         longest_example=int(lengths.max()),
         epochs=settings.train.epochs,
         steps=plan.num_steps,
@@ -88,7 +94,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         trainable_parameters=trainable,
         training_flops=flops_per_token(config, mean_length) * float(steps_tokens.sum()) if config else None,
         memory=_memory(settings, config, data, trainable or 0) if config else {},
-        sources=_sources(data),
+        sources=planned_sources(settings, data),
         warnings=_warnings(data, int(lengths.max())),
     )
 
@@ -161,24 +167,3 @@ def _memory(settings: RunSettings, config: DecoderConfig, data: RunData, trainab
         + (config.vocab_size * d * 4 if settings.adapter is None else 0),
     }
     return {**estimate, "total": sum(estimate.values())}
-
-
-def _sources(data: RunData) -> list[dict[str, Any]]:
-    rows = []
-    for number, entry in enumerate(data.entries):
-        mine = data.entry_index == number
-        tokens = int(data.store.lengths[mine].sum())
-        supervised = int(data.store.supervised_counts[mine].sum())
-        rows.append(
-            {
-                "name": entry.name,
-                "format": entry.format,
-                "rows": entry.num_rows,
-                "skipped": sum(entry.skipped.values()),
-                "examples": int(mine.sum()),
-                "tokens": tokens,
-                "supervised_tokens": supervised,
-                "supervised_share": supervised / max(tokens, 1),
-            }
-        )
-    return rows
