@@ -1,0 +1,132 @@
+"""One self-contained HTML page that shows a recipe's data: masks, packs, spreads, ledger, findings, losses.
+
+Knows the records of `page_data`; refuses to know models, templates and the network. The page loads nothing: its
+style and script stand in it, and its content policy allows nothing else, whatever a row holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from chatwright.inspection.escaping import escape, script_json
+from chatwright.inspection.page_anchors import Anchors
+from chatwright.inspection.page_data import PageData
+from chatwright.inspection.page_examples import example_facts, examples_html
+from chatwright.inspection.page_parts import (
+    findings_html,
+    ledger_html,
+    matches_html,
+    packs_html,
+    share_html,
+    sources_html,
+    tiles_html,
+)
+
+NAVIGATION = {
+    "examples": "Conversations",
+    "packing": "Packing",
+    "sources": "Sources",
+    "ledger": "Ledger",
+    "findings": "Lint",
+    "matches": "Test overlap",
+    "recipe": "Recipe",
+}
+
+
+def write_page(path: str | Path, data: PageData) -> None:
+    """Write the page.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    Path(path).write_text(build_page(data), encoding="utf-8", newline="\n")
+
+
+def build_page(data: PageData) -> str:
+    """The page as HTML; the same records give the same page."""
+    anchors = Anchors(example.key for example in data.examples)
+    style, script = _asset("page.css"), _asset("page.js")
+    absent = {name for name, part in (("findings", data.findings), ("matches", data.matches)) if part is None}
+    facts = {"examples": [example_facts(example) for example in data.examples]}
+    return Template(_asset("page.html")).substitute(
+        title=escape(data.title),
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        subtitle=_subtitle(data),
+        navigation="".join(
+            f'<a href="#{name}">{words}</a>' for name, words in NAVIGATION.items() if name not in absent
+        ),
+        tiles=tiles_html(data),
+        share=share_html(data),
+        views=_views(data),
+        filters=_filters(data),
+        choice=escape(_choice(data)),
+        examples=examples_html(data, anchors),
+        packing_facts=escape(_packing_facts(data)),
+        packs=packs_html(data, anchors),
+        sources=sources_html(data),
+        ledger=ledger_html(data),
+        findings=_section("findings", "Lint", findings_html(data.findings, anchors))
+        if data.findings is not None
+        else "",
+        matches=_section("matches", "Test overlap", matches_html(data.matches, anchors))
+        if data.matches is not None
+        else "",
+        recipe=escape(data.recipe),
+        facts=script_json(facts),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("chatwright.inspection") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _section(name: str, heading: str, body: str) -> str:
+    return f'<section id="{name}"><h2>{heading}</h2>{body}</section>'
+
+
+def _subtitle(data: PageData) -> str:
+    run = f" · losses: {escape(data.run.before)} → {escape(data.run.after)}" if data.run else ""
+    return (
+        f"model <b>{escape(data.model)}</b> · template <b>{escape(data.template)}</b> "
+        f'<span class="id" title="{escape(data.identity)}">{escape(data.identity[:12])}</span>{run}'
+    )
+
+
+def _views(data: PageData) -> str:
+    """The radio buttons of what the colours show."""
+    names = [("mask", "mask")]
+    if data.run:
+        names += [("before", "loss before"), ("after", "loss after"), ("change", "change")]
+    buttons = "".join(
+        f'<label><input type="radio" name="view" value="{value}"{" checked" if value == "mask" else ""}>'
+        f"<span>{words}</span></label>"
+        for value, words in names
+    )
+    return f'<fieldset class="views"><legend>colours show</legend>{buttons}</fieldset>' if data.run else ""
+
+
+def _filters(data: PageData) -> str:
+    if len(data.sources) < 2:
+        return ""
+    options = "".join(f'<option value="{at}">{escape(s.name)}</option>' for at, s in enumerate(data.sources))
+    return f'<label class="filter">source <select id="source"><option value="">all</option>{options}</select></label>'
+
+
+def _choice(data: PageData) -> str:
+    shown = f"{len(data.examples):,} of {data.num_examples:,} training examples are shown"
+    return f"{shown}: {data.choice}."
+
+
+def _packing_facts(data: PageData) -> str:
+    plan = data.plan
+    return (
+        f"{len(data.packs):,} of {plan.packs:,} packs are shown, the first ones of the run. "
+        f"{plan.placed_tokens:,} tokens in packs of {plan.tokens_per_pack:,}; {plan.empty_tokens:,} places stay empty. "
+        f"{plan.steps:,} steps, {plan.epochs:,} epoch{'' if plan.epochs == 1 else 's'}."
+    )
