@@ -17,6 +17,7 @@ ORDER = [
         "run_folder",
         "runtime",
         "batches",
+        "preparation",
         "models",
         "adapters",
         "losses",

@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from chatwright.batches.token_store import TokenStore, chain_offsets, merge_sources
+from chatwright.batches.token_store import TokenStore
 from chatwright.errors import DataError
 
 CACHE_FORMAT = 2
@@ -63,31 +64,16 @@ def save_stores(parts: Sequence[Callable[[], TokenStore]], folder: Path, key: st
     """Write the examples of many stores as one, in their order, holding the tokens of one at a time.
 
     Args:
-        parts: each gives one store when called; it is called several times.
+        parts: each gives one store when called, once.
         folder, key: see `save_store`.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        for name in ("ids", "run_lengths", "run_weights", "rows", "parts", "supervised_counts", "weight_sums"):
-            _write_joined(aside / f"{name}.npy", (getattr(part(), name) for part in parts))
-        offsets = {}
-        for name in ("offsets", "run_offsets"):
-            offsets[name] = chain_offsets([getattr(part(), name) for part in parts])
-            _write_joined(aside / f"{name}.npy", [offsets[name]])
-        sources, index = merge_sources([part() for part in parts])
-        _write_joined(aside / "source_index.npy", index)
-        meta = {
-            "cache_format": CACHE_FORMAT,
-            "key": key,
-            "examples": len(offsets["offsets"]) - 1,
-            "tokens": int(offsets["offsets"][-1]),
-            "runs": int(offsets["run_offsets"][-1]),
-            "sources": sources,
-        }
+        meta = _write_arrays(aside, parts)
         with (aside / _META).open("w", encoding="utf-8") as file:
-            json.dump(meta, file)
+            json.dump({"cache_format": CACHE_FORMAT, "key": key, **meta}, file)
             file.flush()
             os.fsync(file.fileno())
         _replace_folder(aside, folder)
@@ -95,18 +81,60 @@ def save_stores(parts: Sequence[Callable[[], TokenStore]], folder: Path, key: st
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_joined(path: Path, arrays: Iterable[np.ndarray]) -> None:
-    """One .npy file of all arrays behind one another; its length is written when it is known."""
-    total, dtype = 0, np.dtype(np.int64)
-    with path.open("wb") as file:
-        file.write(b"\0" * _HEADER_BYTES)
-        for array in arrays:
-            total, dtype = total + len(array), array.dtype
-            file.write(np.ascontiguousarray(array).data.cast("B") if len(array) else b"")
-        file.seek(0)
-        file.write(_npy_header(dtype, total))
-        file.flush()
-        os.fsync(file.fileno())
+def _write_arrays(folder: Path, parts: Iterable[Callable[[], TokenStore]]) -> dict[str, Any]:
+    """One .npy file an array, over all parts; returns what the reader has to know of them."""
+    sources: dict[str, int] = {}
+    totals = {"offsets": 0, "run_offsets": 0}
+    with ExitStack() as files:
+        into = {
+            name: files.enter_context(_ArrayFile(folder / f"{name}.npy", kinds[-1])) for name, kinds in _DTYPES.items()
+        }
+        for name in totals:
+            into[name].write(np.zeros(1, dtype=np.int64))
+        for part in parts:
+            store = part()
+            place = np.array([sources.setdefault(each, len(sources)) for each in store.sources], dtype=np.int32)
+            for name in _DTYPES:
+                array = getattr(store, name)
+                if name in totals:
+                    into[name].write(array[1:] + totals[name])
+                    totals[name] += int(array[-1])
+                else:
+                    into[name].write(place[array] if name == "source_index" and len(place) else array)
+        examples = into["rows"].length
+    return {
+        "examples": examples,
+        "tokens": totals["offsets"],
+        "runs": totals["run_offsets"],
+        "sources": list(sources),
+    }
+
+
+class _ArrayFile:
+    """A one-dimensional .npy file that grows; its length is written into the header when it is closed."""
+
+    def __init__(self, path: Path, dtype: type) -> None:
+        self.dtype, self.length = np.dtype(dtype), 0
+        self._file = path.open("wb")
+        self._file.write(b"\0" * _HEADER_BYTES)
+
+    def write(self, array: np.ndarray) -> None:
+        """Add values; the first ones decide the type."""
+        if not self.length:
+            self.dtype = array.dtype
+        if len(array):
+            self._file.write(np.ascontiguousarray(array, dtype=self.dtype).data.cast("B"))
+            self.length += len(array)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file as file:
+            file.seek(0)
+            file.write(_npy_header(self.dtype, self.length))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 _HEADER_BYTES = 128

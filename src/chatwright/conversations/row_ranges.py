@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from chatwright.conversations.files import RawRow, open_data_file, parse_line, read_parquet_range
-from chatwright.conversations.sources import is_local, local_files, scan_file, scan_rows
+from chatwright.conversations.sources import local_files, scan_file
 
 JSON_LINES = (".jsonl", ".ndjson")
 SMALL_FILE_BYTES = 1 << 20
@@ -23,7 +23,7 @@ class RowRange:
     """Every `step`-th of the rows `[first, stop)` of files read one after another.
 
     Args:
-        files: the files; or one source that isn't a local file (hub, URL).
+        files: the files of this machine; or one address or hub name, which only `scan_rows` can read.
         first: the first row, counted from 0 over the files. stop: the row after the last, or None for the end.
         step: 1 for every row.
         offset: the byte where the first row begins, where known (one file of JSON lines). line: the number of its
@@ -44,7 +44,7 @@ def split_source(
     """Cut a source into ranges of about `rows_per_range` rows, in the order of its rows.
 
     Args:
-        source: a path, folder, glob, URL or hub name.
+        source: a path, folder or glob of this machine.
         rows_per_range: most rows of a range that is cut out of a larger file; small files share a range.
         start, stop, step: the rows of the whole source to use, counted over its files. Several files, or one whose
             rows can't be counted cheaply, are one range then, since only reading tells where a row stands.
@@ -52,12 +52,9 @@ def split_source(
     Raises:
         DataError: if there is no such source.
     """
-    whole = RowRange((source,), start, stop, step)
-    if not is_local(source):
-        return [whole]
     files = [str(path) for path in local_files(source)]
     if len(files) == 1:
-        return list(_cut(files[0], rows_per_range, whole))
+        return list(_cut(files[0], rows_per_range, RowRange((files[0],), start, stop, step)))
     if start or stop is not None or step > 1:
         return [RowRange(tuple(files), start, stop, step)]
     ranges: list[RowRange] = []
@@ -134,9 +131,7 @@ def read_range(rows: RowRange) -> Iterator[RawRow]:
         DataError: if a file as a whole can't be read.
     """
     path, suffix = rows.files[0], Path(rows.files[0]).suffix.lower()
-    if not is_local(path):
-        yield from islice(scan_rows(path), rows.first, rows.stop, rows.step)
-    elif rows.offset is not None:
+    if rows.offset is not None:
         yield from islice(_lines_from(rows), 0, None if rows.stop is None else rows.stop - rows.first, rows.step)
     elif suffix == ".parquet" and len(rows.files) == 1 and rows.stop is not None:
         yield from islice(read_parquet_range(Path(path), rows.first, rows.stop), 0, None, rows.step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from chatwright.conversations.data_settings import BadRow
 from chatwright.conversations.files import READERS, RawRow, file_kind, is_saved_dataset, read_file, read_saved_dataset
 from chatwright.conversations.hub import HUB_PREFIX, HubMode, hub_commit, hub_rows
 from chatwright.conversations.places import without_nulls
-from chatwright.conversations.renames import Renames
 from chatwright.conversations.regrouping import regroup
+from chatwright.conversations.renames import Renames
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.stores import LOCAL_SCHEME, StoreFile, is_url, store_files
 from chatwright.errors import DataError
@@ -242,7 +243,7 @@ def scan_rows(source: Source, hub_mode: HubMode = "cached", renames: Renames | N
 
 def _scan(source: Source, hub_mode: HubMode) -> Iterator[RawRow]:
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        yield from _memory_rows(hub_rows(source, hub_mode), source)
+        yield from memory_rows(hub_rows(source, hub_mode), source)
     elif is_url(source):
         for file in remote_files(str(source)):
             yield from read_file(file)
@@ -253,7 +254,7 @@ def _scan(source: Source, hub_mode: HubMode) -> Iterator[RawRow]:
         hint = f"give one of its parts: {', '.join(map(str, source))}"
         raise DataError("a mapping isn't rows (a DatasetDict holds several splits)", source="memory", hint=hint)
     else:
-        yield from _memory_rows(source, "memory")
+        yield from memory_rows(source, "memory")
 
 
 def scan_file(path: Path | str) -> Iterator[RawRow]:
@@ -262,7 +263,8 @@ def scan_file(path: Path | str) -> Iterator[RawRow]:
     return read_saved_dataset(path) if path.is_dir() else read_file(path)
 
 
-def _memory_rows(rows: Iterable[Any], name: str) -> Iterator[RawRow]:
+def memory_rows(rows: Iterable[Any], name: str = "memory") -> Iterator[RawRow]:
+    """Rows in memory with their places."""
     # `datasets` objects have `features`: their rows come out of Arrow, filled with nulls.
     from_arrow = hasattr(rows, "features")
     for index, row in enumerate(rows):
@@ -286,12 +288,12 @@ def remote_files(url: str) -> list[StoreFile]:
 
 
 def local_files(source: str) -> list[Path]:
-    """The files (and saved data sets) that a path, folder or glob stands for, sorted.
+    """The files (and saved data sets) that a path, folder or glob stands for, sorted; `~` and `$NAME` are filled in.
 
     Raises:
         DataError: if there are none.
     """
-    source = source.removeprefix(LOCAL_SCHEME)
+    source = os.path.expandvars(source.removeprefix(LOCAL_SCHEME))
     path = Path(source).expanduser()
     if _is_readable(path):
         return [path]
@@ -307,6 +309,8 @@ def local_files(source: str) -> list[Path]:
     else:
         found = []
         problem, hint = "there is no such file or folder", f"paths are relative to {Path.cwd()}"
+        if "$" in source:
+            hint = f"set the environment variable that it begins with, such as export CHATWRIGHT_DATA=FOLDER; or {hint}"
     if not found:
         raise DataError(problem, source=source, hint=hint)
     return found

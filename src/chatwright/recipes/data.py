@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from chatwright.batches.token_cache import load_store, save_store
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
-from chatwright.console import note
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_plan
 from chatwright.packing.mixture import Mixture, SourceShare
 from chatwright.packing.plan import PackPlan, plan_packs
-from chatwright.recipes.rendering import EntryInfo, Rendered, data_fingerprint, render_entries
+from chatwright.preparation.assemble import Rendered
+from chatwright.preparation.cache import read_rendered
+from chatwright.preparation.prepare import Crew
+from chatwright.preparation.work import EntryInfo
+from chatwright.recipes.rendering import data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import stored_template_settings
 from chatwright.templates.template import Template, TemplateSettings, load_template
@@ -87,13 +85,14 @@ def prepare_text(settings: RunSettings) -> TextSetup:
     return TextSetup(resolved, load_template(tokenizer, chosen))
 
 
-def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) -> RunData:
+def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None) -> RunData:
     """Read, render, check lengths, and plan.
 
     Args:
         settings: the recipe.
         sources: rows in memory by name (lists, iterators, `datasets.Dataset`, or `Conversation`s), in
             place of the recipe's `data`.
+        crew: the ranks of this machine, which share the preparation of large data.
 
     Raises:
         DataError: a bad row, a row with nothing to train, over-long rows, or no rows at all.
@@ -101,7 +100,7 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None) 
     if not (settings.data if sources is None else sources):
         raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
     text = prepare_text(settings)
-    rendered, from_cache = _rendered(settings, text.template, sources)
+    rendered, from_cache = _rendered(settings, text, sources, crew)
     store, ledger = rendered.store, rendered.ledger
     if not len(store):
         why = "; ".join(f"{e.rows:,} {e.stage}: {e.reason}" for e in ledger.entries() if e.reason)
@@ -136,48 +135,16 @@ def build_mixture(settings: RunSettings, rendered: Rendered, *, given: bool = Fa
     return Mixture(rendered.entry_index, shares, settings.mixture, seed=settings.train.seed, rows=rows)
 
 
-def _rendered(settings: RunSettings, template: Template, sources: Mapping[str, Any] | None) -> tuple[Rendered, bool]:
+def _rendered(
+    settings: RunSettings, text: TextSetup, sources: Mapping[str, Any] | None, crew: Crew | None
+) -> tuple[Rendered, bool]:
     """The rendered examples, from the cache where the same data, tokenizer, template and policy were seen before."""
-    key = None if sources is not None else data_fingerprint(settings, template)
+    key = None if sources is not None else data_fingerprint(settings, text.template)
     if key is None:
-        return render_entries(settings, template, sources), False
+        return render_entries(settings, text.template, sources), False
     folder = cache_folder() / "tokens" / key[:32]
-    cached = _read_cache(folder, key)
+    cached = read_rendered(folder, key)
     if cached is not None:
         return cached, True
-    rendered = render_entries(settings, template, None)
-    _write_cache(folder, key, rendered)
-    return rendered, False
-
-
-def _write_cache(folder: Path, key: str, rendered: Rendered) -> None:
-    """Keep rendered tokens: written aside and renamed, so that ranks and other runs may do it at the same time.
-
-    A cache that can't be written costs time on the next start, never this run.
-    """
-    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    facts = {"entries": [asdict(entry) for entry in rendered.entries], "ledger": rendered.ledger.to_dict()}
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # damaged or half-written: a good one would have been read
-        aside.mkdir(parents=True)
-        save_store(rendered.store, aside / "train", key)
-        save_store(rendered.heldout, aside / "heldout", key)
-        np.save(aside / "entry_index.npy", rendered.entry_index)
-        (aside / "facts.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-        aside.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():  # else another process has made it meanwhile
-            note(f"the tokens can't be cached in {folder.parent}: {error.strerror or error}")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _read_cache(folder: Path, key: str) -> Rendered | None:
-    try:
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        store, heldout = load_store(folder / "train", key), load_store(folder / "heldout", key)
-        entries = tuple(EntryInfo(**entry) for entry in facts["entries"])
-        ledger, owner = Ledger.from_dict(facts["ledger"]), np.load(folder / "entry_index.npy")
-    except (OSError, ValueError, KeyError, TypeError, DataError):
-        return None  # absent, damaged or of another version: rendered anew, and written over
-    return Rendered(store, heldout, entries, owner, ledger)
+    where = {"text_folder": text.resolved.text_folder, "folder": folder}
+    return render_entries(settings, text.template, None, **where, key=key, crew=crew), False

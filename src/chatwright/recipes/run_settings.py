@@ -17,6 +17,7 @@ from chatwright.errors import ConfigError
 from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
+from chatwright.preparation.work import PreparationSettings
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import TemplateSettings
@@ -64,6 +65,7 @@ class RunSettings(Settings):
     max_tokens: PositiveInt = 2048
     overflow: Overflow = Overflow.ERROR
     packing: PackingSettings = PackingSettings()
+    preparation: PreparationSettings = PreparationSettings()
     adapter: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()

@@ -1,0 +1,326 @@
+"""All data entries of a recipe → tokens: in this process, or cut into shards for workers and ranks.
+
+However the work is shared, the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chatwright.console import ProgressLine, duration, note
+from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
+from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.files import RawRow
+from chatwright.conversations.schema import Conversation
+from chatwright.conversations.sources import memory_rows
+from chatwright.errors import DataError, UserError
+from chatwright.preparation.assemble import Load, Rendered, assemble
+from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, write_account
+from chatwright.preparation.rows import Marker, RowFacts, named_rows, prepare_rows
+from chatwright.preparation.shards import has_shard, make_shard, read_shard, shard_rows, split_entry
+from chatwright.preparation.work import EntryWork, PreparationSettings, RenderWork, Shard
+from chatwright.preparation.worker import Start
+from chatwright.preparation.workers import make_shards, num_cores
+from chatwright.tasks.registry import make_task
+from chatwright.templates.base import Template, TrainOn
+
+T = TypeVar("T")
+SLOW_SECONDS = 5.0
+"""Preparation that takes longer than this says how fast it was."""
+
+
+def _alone(problems: set[str]) -> list[str]:
+    return sorted(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The processes of one machine that prepare together.
+
+    Args:
+        rank: this one's number. size: how many there are.
+        meet: waits for all processes (of all machines) and gives the union of what they bring.
+    """
+
+    rank: int = 0
+    size: int = 1
+    meet: Callable[[set[str]], list[str]] = _alone
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run something here; if it fails in one process, it fails in all.
+
+        Raises:
+            UserError: what `action` raised, or that another process failed.
+        """
+        problem: UserError | OSError | None = None
+        try:
+            result = action()
+        except (UserError, OSError) as error:
+            problem = error
+        problems = self.meet({str(problem)} if problem else set())
+        if problem:
+            raise problem
+        if problems:
+            raise UserError(f"stopped, since another process did: {problems[0]}", place="preparation")
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEntry:
+    """An entry with its rows: those at hand (`rows`, made or given in memory), or the shards they are cut into."""
+
+    work: EntryWork
+    rows: Callable[[], Iterable[RawRow]] | None = None
+    shards: tuple[Shard, ...] = ()
+
+    def read(self) -> Iterable[RawRow]:
+        """All raw rows of the entry, in order."""
+        if self.rows is not None:
+            return self.rows()
+        return (row for shard in self.shards for row in shard_rows(shard))
+
+
+def plan_entry(
+    entry: DataSettings,
+    name: str,
+    number: int,
+    train_on: TrainOn,
+    rows_per_shard: int,
+    seed: int,
+    *,
+    heldout: bool = False,
+) -> PlannedEntry:
+    """Find an entry's rows and their format.
+
+    Args:
+        name: what the ledger calls it. number: its place, part of its shards' names.
+        seed: of the run, for tasks that generate.
+
+    Raises:
+        DataError: there is no such source, it has no rows, or rows of no known format. ConfigError: no such task.
+    """
+    if entry.task:
+        task = make_task(entry.task, **entry.task_options)
+        made = task.conversations(entry.split, entry.stop, seed)[entry.start or 0 :: entry.step]
+        work = EntryWork(entry, name, f"task ({entry.split})", train_on, heldout)
+        return PlannedEntry(work, partial(named_rows, made, name))
+    draft = EntryWork(entry, name, entry.format, train_on, heldout)
+    shards = split_entry(draft, number, rows_per_shard)
+    head = list(islice((row for shard in shards for row in shard_rows(shard)), ROWS_TO_DETECT))
+    if not head:
+        chosen = entry.start or entry.stop is not None
+        where = f" in [{entry.start or 0}, {'end' if entry.stop is None else entry.stop})" if chosen else ""
+        raise DataError(f"there are no rows{where}", source=entry.path or "", hint="give a source that has rows")
+    work = EntryWork(entry, name, _format(entry, head), train_on, heldout)
+    return PlannedEntry(work, shards=tuple(Shard(shard.name, work, shard.rows) for shard in shards))
+
+
+def _format(entry: DataSettings, head: Sequence[RawRow]) -> str:
+    """The entry's format; where it is detected, from the first rows that can be read."""
+    if entry.format != "auto":
+        return entry.format
+    if entry.on_bad_row == "error":
+        for row in head:
+            if row.error:
+                raise row.error
+    readable = [row.value for row in head if not row.error]
+    if not readable:
+        raise head[0].error or DataError("no row can be read", source=entry.path or "")
+    return detect_format(readable, entry.path or "")
+
+
+def given_entry(rows: Any, name: str, train_on: TrainOn) -> PlannedEntry:
+    """An entry of rows in memory: lists, iterators, `datasets.Dataset`s or `Conversation`s.
+
+    Raises:
+        DataError: there are no rows, or rows of no known format.
+    """
+    entry = DataSettings(path=name)
+    held = rows if hasattr(rows, "features") else list(rows)
+    if len(held) and all(isinstance(row, Conversation) for row in held):
+        return PlannedEntry(EntryWork(entry, name, "conversations", train_on), partial(named_rows, held, name))
+    raw = [row._replace(source=name) for row in memory_rows(held)]
+    if not raw:
+        raise DataError("there are no rows", source=name, hint="give a source that has rows")
+    format = detect_format([row.value for row in raw], name)
+    return PlannedEntry(EntryWork(entry, name, format, train_on), lambda: raw)
+
+
+def prepare(
+    entries: Sequence[PlannedEntry],
+    render: RenderWork,
+    template: Template,
+    settings: PreparationSettings,
+    share: float,
+    *,
+    folder: Path | None = None,
+    key: str = "",
+    marker: Marker | None = None,
+    crew: Crew | None = None,
+) -> Rendered:
+    """Make the tokens of all entries.
+
+    Args:
+        template: what `render.load_template()` gives.
+        share: the part of the rows to hold out.
+        folder: where they are kept under `key`, memory-mapped; None keeps them in memory. The shards of large data
+            stand beside it until all are made, so that an interrupted preparation goes on where it was.
+        crew: this process and the others of its machine that prepare the same; they share the shards.
+
+    Raises:
+        DataError: a bad row, one with nothing to train, or over-long ones.
+    """
+    crew = crew or Crew()
+    job = _Job(entries, render, template, share, marker)
+    if folder is None or sum(len(entry.shards) for entry in entries) <= len(entries):
+        return _kept(job, job.in_memory(), folder, key)
+    if crew.size > 1:
+        return _by_crew(job, settings, folder, key, crew)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(folder):
+            return read_rendered(folder, key) or _sharded(job, settings, folder, key)
+    except OSError as error:
+        note(f"the tokens can't be cached in {folder.parent}: {error.strerror or error}")
+        return assemble(job.in_memory(), render, share, None, key)
+
+
+def _by_crew(job: _Job, settings: PreparationSettings, folder: Path, key: str, crew: Crew) -> Rendered:
+    """Each process makes its shards, the first puts them together, all open the result."""
+    began = time.monotonic()
+    store = crew.together(lambda: _make_share(job, settings, folder, crew))
+    crew.together(lambda: _kept(job, job.from_shards(store), folder, key) if crew.rank == 0 else None)
+    rendered = read_rendered(folder, key)
+    crew.meet(set())
+    if crew.rank == 0:
+        shutil.rmtree(store, ignore_errors=True)
+    if rendered is None:
+        return assemble(job.in_memory(), job.render, job.share, None, key)
+    if crew.rank == 0:
+        _tell_rate(rendered, time.monotonic() - began, _workers(settings, crew) * crew.size)
+    return rendered
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is prepared, however it is shared."""
+
+    entries: Sequence[PlannedEntry]
+    render: RenderWork
+    template: Template
+    share: float
+    marker: Marker | None
+
+    def in_memory(self) -> list[tuple[EntryWork, Sequence[Load]]]:
+        """Every entry, made here and held in memory."""
+        with _progress() as advance:
+            return [(entry.work, [self._whole(entry, advance)]) for entry in self.entries]
+
+    def from_shards(self, store: Path) -> list[tuple[EntryWork, Sequence[Load]]]:
+        """Every entry from its shards; those without are made here."""
+        parts: list[tuple[EntryWork, Sequence[Load]]] = []
+        for entry in self.entries:
+            loads: list[Load] = [partial(read_shard, store, shard.name) for shard in entry.shards]
+            parts.append((entry.work, loads or [self._whole(entry, lambda rows: None)]))
+        return parts
+
+    def _whole(self, entry: PlannedEntry, done: Callable[[int], None]) -> Load:
+        prepared = prepare_rows(entry.read(), entry.work, self.render, self.template, self.marker, done)
+        return lambda: prepared
+
+
+def _kept(job: _Job, parts: Sequence[tuple[EntryWork, Sequence[Load]]], folder: Path | None, key: str) -> Rendered:
+    """Put the parts together and keep them in `folder`; where that can't be written, in memory.
+
+    A cache that can't be written costs time on the next start, never this run.
+    """
+    if folder is None:
+        return assemble(parts, job.render, job.share, None, key)
+    aside = aside_of(folder)
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        write_account(assemble(parts, job.render, job.share, aside, key), aside)
+        install(aside, folder)
+    except OSError as error:
+        note(f"the tokens can't be cached in {folder.parent}: {error.strerror or error}")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return read_rendered(folder, key) or assemble(parts, job.render, job.share, None, key)
+
+
+def _sharded(job: _Job, settings: PreparationSettings, folder: Path, key: str) -> Rendered:
+    """Make the shards, and put them together."""
+    began = time.monotonic()
+    store = _make_share(job, settings, folder, Crew())
+    rendered = _kept(job, job.from_shards(store), folder, key)
+    shutil.rmtree(store, ignore_errors=True)
+    _tell_rate(rendered, time.monotonic() - began, _workers(settings, Crew()))
+    return rendered
+
+
+def _make_share(job: _Job, settings: PreparationSettings, folder: Path, crew: Crew) -> Path:
+    """Make this process's share of the shards; returns where all of them are."""
+    store = folder.with_name(f"{folder.name}.shards")
+    store.mkdir(parents=True, exist_ok=True)
+    shards = [shard for entry in job.entries for shard in entry.shards]
+    mine = [shard for shard in shards[crew.rank :: crew.size] if not has_shard(store, shard.name)]
+    _make(mine, Start(job.render, store, job.marker), job.template, _workers(settings, crew))
+    return store
+
+
+def _workers(settings: PreparationSettings, crew: Crew) -> int:
+    return max(1, (settings.workers or num_cores()) // crew.size)
+
+
+def _make(shards: Sequence[Shard], start: Start, template: Template, workers: int) -> None:
+    """Make shards here or with workers, with a progress bar in rows."""
+    with _progress() as advance:
+
+        def done(facts: RowFacts) -> None:
+            advance(facts.num_rows)
+
+        if min(workers, len(shards)) > 1:
+            make_shards(shards, start, workers, done)
+            return
+        for shard in shards:
+            done(make_shard(shard, start.render, template, start.marker, start.folder))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """Count rows; a bar shows them once the work turns out to take long."""
+    line = ProgressLine("preparing data", "rows")
+    done, began, shown = 0, time.monotonic(), False
+
+    def advance(rows: int) -> None:
+        nonlocal done, shown
+        done += rows
+        if not shown and time.monotonic() - began > SLOW_SECONDS:
+            shown = True
+            line.start(done=done)
+        if shown:
+            line.update(done)
+
+    try:
+        yield advance
+    finally:
+        line.stop()
+
+
+def _tell_rate(rendered: Rendered, seconds: float, workers: int) -> None:
+    if seconds < SLOW_SECONDS:
+        return
+    rows = sum(entry.num_rows for entry in rendered.entries)
+    tokens = rendered.store.num_tokens + rendered.heldout.num_tokens
+    note(
+        f"prepared {rows:,} rows, {tokens:,} tokens in {duration(seconds)}: {rows / seconds:,.0f} rows/s, "
+        f"{tokens / seconds:,.0f} tokens/s with {workers} workers"
+    )

@@ -1,0 +1,322 @@
+"""Rows → token examples: converted, transformed, filtered, rendered, brought to length; all that goes is counted.
+
+A pure function of the rows and the work: the same rows give the same tokens in any process, in any grouping.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from chatwright.batches.token_store import TokenStore, concatenate
+from chatwright.conversations.converters import convert
+from chatwright.conversations.duplicates import dedup_key, dedup_text, key_array
+from chatwright.conversations.files import RawRow
+from chatwright.conversations.filters import ExactDuplicates, NearDuplicates, RowFilters, build_filters
+from chatwright.conversations.minhash import minhash_many
+from chatwright.conversations.schema import Conversation
+from chatwright.conversations.sources import general_field
+from chatwright.conversations.transforms import RowTransforms, build_transforms
+from chatwright.errors import DataError
+from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
+from chatwright.templates.base import Template
+from chatwright.templates.overflow import Overflow, fit
+from chatwright.templates.rendered import RenderedExample
+
+ROWS_AT_ONCE = 1000
+"""Rows rendered and encoded together: enough to fill the tokenizer's threads, little enough to hold."""
+PLACES_SHOWN = 20
+T = TypeVar("T")
+
+
+class Marker(Protocol):
+    """Looks at conversations for text that evaluations ask for."""
+
+    def reasons(self, conversations: Sequence[Conversation]) -> list[str | None]:
+        """For each why it has to go, or None."""
+
+
+@dataclass(slots=True)
+class RowFacts:
+    """What became of the rows that were read, beside the ledger's counts."""
+
+    num_rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    skip_places: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    too_long: list[tuple[int, str, int]] = field(default_factory=list)
+    num_examples: int = 0
+
+    def add(self, other: RowFacts) -> None:
+        """Add another range's facts, in the order of the rows."""
+        self.num_rows += other.num_rows
+        self.num_examples += other.num_examples
+        for mine, theirs in ((self.skipped, other.skipped), (self.notes, other.notes), (self.changed, other.changed)):
+            mine.update(theirs)
+        self.skip_places = (self.skip_places + other.skip_places)[:PLACES_SHOWN]
+        self.too_long += other.too_long
+
+    def info(self, work: EntryWork) -> EntryInfo:
+        """The entry's account."""
+        places = tuple(self.skip_places)
+        return EntryInfo(
+            work.name, work.format, self.num_rows, dict(self.skipped), places, dict(self.notes), dict(self.changed)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRows:
+    """The tokens of a range of rows.
+
+    Args:
+        store: the examples. ledger, facts: the account.
+        columns: per-row arrays for filters that need the whole source, by name; row r of them is the r-th row rendered.
+        row_of: int64 `[n]`, each example's row in `columns`.
+    """
+
+    store: TokenStore
+    ledger: Ledger
+    facts: RowFacts
+    columns: dict[str, np.ndarray]
+    row_of: np.ndarray
+
+
+class RowReader:
+    """Raw rows → conversations as they are trained on, counting what is left out.
+
+    Args:
+        work: the entry.
+        seed: of the run, for transforms.
+        marker: marks contaminated conversations, and drops them where it was told to.
+
+    Raises:
+        UserError: a filter or transform needs what is missing.
+    """
+
+    def __init__(self, work: EntryWork, seed: int, marker: Marker | None = None) -> None:
+        self.work, self.seed, self.marker = work, seed, marker
+        self.ledger, self.facts = Ledger(), RowFacts()
+        self.filters: RowFilters = build_filters(work.entry.filters)
+        self.transforms: RowTransforms = build_transforms(work.entry.transforms)
+
+    def read(self, rows: Iterable[RawRow]) -> Iterator[Conversation]:
+        """The conversations of rows, in their order.
+
+        Raises:
+            DataError: a bad row, and the entry doesn't skip them.
+        """
+        name = self.work.name
+        for group in _groups(rows, ROWS_AT_ONCE):
+            self.facts.num_rows += len(group)
+            self.ledger.count(name, Stage.READ, len(group))
+            converted = [made for row in group if (made := self._convert(row)) is not None]
+            self.ledger.count(name, Stage.CONVERTED, len(converted))
+            changed = [self._transform(conversation) for conversation in converted]
+            kept = [c for c in changed if self._stays(c, self.filters.reason)]
+            yield from kept if self.marker is None else self._marked(kept, self.marker)
+
+    def _convert(self, row: RawRow) -> Conversation | None:
+        try:
+            if row.error:
+                raise row.error
+            if isinstance(row.value, Conversation):
+                return row.value
+            return convert(row.value, self.work.format, row.source, row.number)
+        except DataError as error:
+            if self.work.entry.on_bad_row == "error" or error.row is None:
+                raise
+            self.facts.skipped[general_field(error.field)] += 1
+            if len(self.facts.skip_places) < PLACES_SHOWN:
+                self.facts.skip_places.append(f"{row.source} row {row.number}: {error.message}")
+            self.ledger.count(self.work.name, Stage.SKIPPED, 1, reason=f"bad {general_field(error.field)}")
+            return None
+
+    def _transform(self, conversation: Conversation) -> Conversation:
+        changed, names = self.transforms.apply(conversation, self.seed)
+        self.facts.changed.update(names)
+        return changed
+
+    def _stays(self, conversation: Conversation, reason_of: Callable[[Conversation], str | None]) -> bool:
+        reason = reason_of(conversation)
+        if reason is not None:
+            self.ledger.count(self.work.name, Stage.FILTERED, 1, reason=reason)
+        return reason is None
+
+    def _marked(self, conversations: list[Conversation], marker: Marker) -> Iterator[Conversation]:
+        for conversation, reason in zip(conversations, marker.reasons(conversations), strict=True):
+            if self._stays(conversation, lambda _, reason=reason: reason):  # type: ignore[misc]
+                yield conversation
+
+
+def prepare_rows(
+    rows: Iterable[RawRow],
+    work: EntryWork,
+    render: RenderWork,
+    template: Template,
+    marker: Marker | None = None,
+    on_group: Callable[[int], None] | None = None,
+) -> PreparedRows:
+    """The tokens of rows.
+
+    Args:
+        rows: raw rows, or rows whose values are `Conversation`s.
+        template: what `render.load_template()` gives.
+        on_group: called with the number of rows done since the last call.
+
+    Raises:
+        DataError: a bad row, or one with nothing to train, and the entry doesn't skip them.
+        TemplateError: the template can't render a row faithfully.
+    """
+    reader = RowReader(work, render.seed, marker)
+    columns = RowColumns(reader.filters)
+    stores: list[TokenStore] = []
+    done = 0
+    for group in _groups(reader.read(rows), ROWS_AT_ONCE):
+        _note_rows_to_look_at(group, template, reader.facts)
+        examples = _render_group(group, work, render, template, reader)
+        columns.add(group, examples)
+        stores.append(TokenStore.from_examples(examples, template.tokenizer.vocab_size))
+        if on_group is not None:
+            on_group(reader.facts.num_rows - done)
+            done = reader.facts.num_rows
+    stores = stores or [TokenStore.from_examples([], template.tokenizer.vocab_size)]
+    if on_group is not None:
+        on_group(reader.facts.num_rows - done)
+    made, row_of = columns.finish()
+    return PreparedRows(concatenate(stores), reader.ledger, reader.facts, made, row_of)
+
+
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _note_rows_to_look_at(conversations: Sequence[Conversation], template: Template, facts: RowFacts) -> None:
+    """What is trained as asked, but may not be what was meant."""
+    for conversation in conversations:
+        if conversation.tools and template.grammar is not None:
+            facts.notes["offer tools, whose definitions this template doesn't show to the model"] += 1
+        replies = (m for m in conversation.messages if m.role == "assistant")
+        if any(not any(part.text.strip() for part in m.parts) for m in replies):
+            facts.notes["have an empty reply, which trains the model to say nothing"] += 1
+
+
+def _render_group(
+    group: Sequence[Conversation], work: EntryWork, render: RenderWork, template: Template, reader: RowReader
+) -> list[RenderedExample]:
+    """Render, leave out what trains nothing, and bring over-long examples to length; all counted."""
+    name, ledger, facts = work.name, reader.ledger, reader.facts
+    rendered = [example for row in template.render_many(group, work.train_on) for example in row]
+    facts.num_examples += len(rendered)
+    ledger.count(name, Stage.EXPANDED, len(rendered) - len(group))
+    ledger.count(name, Stage.RENDERED, len(rendered), _tokens(rendered))
+    kept = _trainable(rendered, work, ledger)
+    overflow = render.overflow
+    if overflow is Overflow.ERROR:  # all of them are reported at once, when the last row is read
+        long = [example for example in kept if len(example.ids) > render.max_tokens]
+        facts.too_long += [(len(example.ids), example.key.source, example.key.row) for example in long]
+        overflow = Overflow.DROP
+    fitted = fit(kept, render.max_tokens, overflow, template, group, work.train_on)
+    for drop in fitted.drops:
+        ledger.count(name, Stage.DROPPED, 1, drop.tokens, drop.reason)
+    for cut in fitted.cuts:
+        ledger.count(name, Stage.CUT, 1, cut.tokens, cut.reason)
+    lost = sum(record.tokens for record in (*fitted.drops, *fitted.cuts))
+    repeated = _tokens(fitted.kept) + lost - _tokens(kept)  # a system prompt stands in every part of a split example
+    assert repeated == 0 or fitted.num_added, "fitting changed examples without saying so"
+    ledger.count(name, Stage.SPLIT, fitted.num_added, repeated)
+    ledger.count(name, Stage.KEPT, len(fitted.kept), _tokens(fitted.kept))
+    return list(fitted.kept)
+
+
+def _trainable(examples: Sequence[RenderedExample], work: EntryWork, ledger: Ledger) -> list[RenderedExample]:
+    """The examples with at least one supervised token.
+
+    Raises:
+        DataError: one has none, and the entry doesn't skip bad rows.
+    """
+    kept = []
+    for example in examples:
+        if example.num_supervised:
+            kept.append(example)
+        elif work.entry.on_bad_row == "skip":
+            ledger.count(work.name, Stage.DROPPED, 1, len(example.ids), "nothing to train")
+        else:
+            raise DataError(
+                "has no token to train on (no assistant reply that the mask policy trains)",
+                source=example.key.source,
+                row=example.key.row,
+                hint="repair or remove the row, set on_bad_row: skip, or choose another template.train_on",
+            )
+    return kept
+
+
+def _tokens(examples: Sequence[RenderedExample]) -> int:
+    return sum(len(example.ids) for example in examples)
+
+
+def require_fitting(facts: RowFacts, max_tokens: int) -> None:
+    """Refuse examples over the limit, all at once.
+
+    Raises:
+        DataError: there are some, and `overflow` is `error`.
+    """
+    if not facts.too_long:
+        return
+    worst = sorted(facts.too_long, key=lambda each: (-each[0], each[1:]))
+    named = ", ".join(f"row {row}: {tokens:,}" for tokens, _, row in worst[:5])
+    raise DataError(
+        f"{len(worst):,} of {facts.num_examples:,} examples are longer than max_tokens = {max_tokens:,}; "
+        f"longest: {named}",
+        source=worst[0][1],
+        row=worst[0][2],
+        hint=f"set max_tokens to {worst[0][0]} or more, or overflow to drop, truncate or split_turns",
+    )
+
+
+class RowColumns:
+    """Gathers the per-row columns that an entry's duplicate filters need; nothing where it has none."""
+
+    def __init__(self, filters: RowFilters) -> None:
+        self.exact = any(isinstance(each, ExactDuplicates) for each in filters.duplicates)
+        self.near = any(isinstance(each, NearDuplicates) for each in filters.duplicates)
+        self._keys: list[np.ndarray] = []
+        self._signatures: list[np.ndarray] = []
+        self._row_of: list[np.ndarray] = []
+        self._rows = 0
+
+    def add(self, group: Sequence[Conversation], examples: Sequence[RenderedExample]) -> None:
+        """Add a group of rows and the examples that were made of them."""
+        if not (self.exact or self.near):
+            return
+        place = {(c.source, c.row): self._rows + index for index, c in enumerate(group)}
+        self._row_of.append(np.array([place[e.key.source, e.key.row] for e in examples], dtype=np.int64))
+        self._rows += len(group)
+        if self.exact:
+            self._keys.append(key_array([dedup_key(conversation) for conversation in group]))
+        if self.near:
+            self._signatures.append(minhash_many([dedup_text(conversation) for conversation in group]))
+
+    def finish(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The columns, and each example's row in them."""
+        if not self._row_of:
+            return {}, np.empty(0, dtype=np.int64)
+        made = {"exact": self._keys, "near": self._signatures}
+        columns = {name: np.concatenate(parts) for name, parts in made.items() if parts}
+        return columns, np.concatenate(self._row_of)
+
+
+def named_rows(conversations: Sequence[Conversation], name: str) -> Iterator[RawRow]:
+    """Conversations made in memory as rows, each with a place of its own; those that have one keep it."""
+    own = len({(c.source, c.row) for c in conversations}) == len(conversations)
+    for row, conversation in enumerate(conversations):
+        placed = conversation if own else replace(conversation, source=name, row=row)
+        yield RawRow(placed, placed.source, placed.row)

@@ -1,0 +1,116 @@
+"""Shards: a data entry cut into row ranges, each made into one named folder of tokens by whoever takes it.
+
+A shard is a pure function of its descriptor, so it doesn't matter which process, rank or machine makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chatwright.batches.token_cache import load_store, save_store
+from chatwright.conversations.files import RawRow
+from chatwright.conversations.regrouping import REGROUPINGS, regroup
+from chatwright.conversations.row_ranges import RowRange, read_range, split_source
+from chatwright.conversations.sources import is_local, scan_rows
+from chatwright.errors import DataError
+from chatwright.inspection.ledger import Ledger
+from chatwright.preparation.rows import Marker, PreparedRows, RowFacts, prepare_rows
+from chatwright.preparation.work import EntryWork, RenderWork, Shard
+from chatwright.templates.base import Template
+
+
+def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard]:
+    """The shards of a data entry that has a path.
+
+    Args:
+        number: the entry's place in the recipe, part of the shards' names.
+
+    Raises:
+        DataError: there is no such source.
+    """
+    entry = work.entry
+    path, start = entry.path or "", entry.start or 0
+    if entry.format in REGROUPINGS or not is_local(path):
+        ranges = [RowRange((path,), start, entry.stop, entry.step)]
+    else:
+        ranges = split_source(path, rows_per_shard, start, entry.stop, entry.step)
+    return [Shard(f"entry-{number:03d}-shard-{index:05d}", work, rows) for index, rows in enumerate(ranges)]
+
+
+def shard_rows(shard: Shard) -> Iterator[RawRow]:
+    """The raw rows of a shard, with our names for their fields, grouped where the format asks for it.
+
+    Raises:
+        DataError: if a file as a whole can't be read.
+    """
+    entry, rows = shard.work.entry, shard.rows
+    if entry.format in REGROUPINGS or not is_local(rows.files[0]):
+        scanned = scan_rows(rows.files[0], entry.hub_mode, entry.renames)
+        return islice(iter(regroup(entry.format, scanned)), rows.first, rows.stop, rows.step)
+    renames = entry.renames
+    if renames is None:
+        return read_range(rows)
+    return (raw._replace(value=renames.apply(raw.value)) for raw in read_range(rows))
+
+
+def make_shard(shard: Shard, render: RenderWork, template: Template, marker: Marker | None, folder: Path) -> RowFacts:
+    """Make a shard's tokens and write them to `folder / shard.name`, complete or not at all.
+
+    Raises:
+        DataError: see `prepare_rows`.
+        OSError: the folder can't be written.
+    """
+    prepared = prepare_rows(shard_rows(shard), shard.work, render, template, marker)
+    aside = folder / f".{shard.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        save_store(prepared.store, aside / "tokens")
+        columns: dict[str, Any] = {"row_of": prepared.row_of, **prepared.columns}
+        np.savez(aside / "columns.npz", **columns)
+        facts = {"facts": asdict(prepared.facts), "ledger": prepared.ledger.to_dict()}
+        (aside / "facts.json").write_text(
+            json.dumps(facts, ensure_ascii=False), encoding="utf-8", errors="surrogatepass"
+        )
+        shutil.rmtree(folder / shard.name, ignore_errors=True)
+        aside.rename(folder / shard.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return prepared.facts
+
+
+def read_shard(folder: Path, name: str) -> PreparedRows:
+    """A shard that `make_shard` wrote; its tokens are memory-mapped.
+
+    Raises:
+        DataError: it is absent or damaged.
+    """
+    try:
+        text = (folder / name / "facts.json").read_text(encoding="utf-8", errors="surrogatepass")
+        read = json.loads(text)
+        facts = read["facts"]
+        for each in ("skipped", "notes", "changed"):
+            facts[each] = Counter(facts[each])
+        facts["too_long"] = [tuple(each) for each in facts["too_long"]]
+        with np.load(folder / name / "columns.npz") as arrays:
+            columns = {key: arrays[key] for key in arrays.files}
+        ledger = Ledger.from_dict(read["ledger"])
+        return PreparedRows(
+            load_store(folder / name / "tokens"), ledger, RowFacts(**facts), columns, columns.pop("row_of")
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"this shard can't be read: {error}", source=str(folder / name)) from None
+
+
+def has_shard(folder: Path, name: str) -> bool:
+    """Whether a shard is there, whole."""
+    return (folder / name / "facts.json").is_file()

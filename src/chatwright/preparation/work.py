@@ -1,0 +1,98 @@
+"""What is to be done, as plain values that travel to other processes: how to render, an entry, a shard of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.row_ranges import RowRange
+from chatwright.settings import Settings
+from chatwright.templates.overflow import Overflow
+from chatwright.templates.template import Template, TemplateSettings, TrainOn, load_template
+from chatwright.templates.tokenizer import TextTokenizer
+
+
+class PreparationSettings(Settings):
+    """How data is prepared; the tokens don't depend on it.
+
+    Args:
+        workers: processes that render; 0 for as many as there are cores. Small data is rendered without any.
+        rows_per_shard: rows that one process renders at a time, and most that are done again after an interruption.
+    """
+
+    workers: int = 0
+    rows_per_shard: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RenderWork:
+    """How conversations become tokens.
+
+    Args:
+        folder: where the tokenizer's files are. template: the template's settings.
+        max_tokens: longest example; `overflow` says what happens to longer ones.
+        seed: of the run, for row transforms and draws.
+    """
+
+    folder: str
+    template: TemplateSettings
+    max_tokens: int
+    overflow: Overflow
+    seed: int
+
+    def load_template(self) -> Template:
+        """The template, from the tokenizer's folder."""
+        return load_template(TextTokenizer.load(self.folder), self.template)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryWork:
+    """One data entry of a recipe, ready to be read.
+
+    Args:
+        entry: its settings. name: what the ledger calls it, no two alike.
+        format: a name of `CONVERTERS`, `task` or `conversations`; never `auto`.
+        train_on: the mask policy.
+        heldout: all of it is held out.
+    """
+
+    entry: DataSettings
+    name: str
+    format: str
+    train_on: TrainOn
+    heldout: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A range of an entry's rows: what one worker makes into one named folder of tokens."""
+
+    name: str
+    work: EntryWork
+    rows: RowRange
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """What one data entry gave.
+
+    Args:
+        name: what the ledger calls it. format: the format found.
+        num_rows: rows read.
+        skipped: bad rows by field. skip_places: a few of them as `file row 3: what was wrong`.
+        notes: rows to look at by reason. changed: rows that each transform changed.
+    """
+
+    name: str
+    format: str
+    num_rows: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    skip_places: tuple[str, ...] = ()
+    notes: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> EntryInfo:
+        """What `dataclasses.asdict` gave, read back from JSON."""
+        return EntryInfo(**{**data, "skip_places": tuple(data["skip_places"])})
