@@ -16,6 +16,9 @@ from chatwright.conversations.parts import name_and_id, read_content, read_tool_
 from chatwright.conversations.places import Place, read_json, read_list, read_mapping, read_text, shown
 from chatwright.conversations.schema import Conversation, Message, Part, Role
 
+EXTRA_FIELD = "chatwright_extra"
+"""Further fields of a row, as one JSON object: parquet files that `chatwright convert` writes have fixed columns."""
+
 ROLE_NAMES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -104,16 +107,26 @@ def make_conversation(
         used: fields of the row that the messages were made from.
         tools: definitions found inside the messages, used when the row has no `tools` of its own.
     """
+    row = _unpacked(row, place)
     known = {*used, "tools", "system", "chat_template_kwargs"}
     variables = read_json(row.get("chat_template_kwargs") or {}, place.at("chat_template_kwargs"))
     return Conversation(
-        messages=_name_results(_with_system(messages, row.get("system"), place.at("system"))),
+        messages=name_results(_with_system(messages, row.get("system"), place.at("system"))),
         tools=read_tools(row.get("tools"), place.at("tools")) or tools,
         variables=dict(read_mapping(variables, place.at("chat_template_kwargs"))),
         source=place.source,
         row=place.row,
         extra={key: value for key, value in row.items() if key not in known and value is not None},
     )
+
+
+def _unpacked(row: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """The row with the fields that `EXTRA_FIELD` holds in their own places."""
+    if row.get(EXTRA_FIELD) is None:
+        return row
+    at = place.at(EXTRA_FIELD)
+    further = read_mapping(read_json(row[EXTRA_FIELD], at), at)
+    return {**further, **{key: value for key, value in row.items() if key != EXTRA_FIELD}}
 
 
 def _with_system(messages: Sequence[Message], system: Any, place: Place) -> tuple[Message, ...]:
@@ -130,8 +143,8 @@ def _with_system(messages: Sequence[Message], system: Any, place: Place) -> tupl
     return (Message.of("system", text), *messages)
 
 
-def _name_results(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Give each tool result without a name the name of the call that has its id."""
+def name_results(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages, each tool result without a name named like the call that has its id."""
     names = {part.call_id: part.tool for m in messages for part in m.parts if part.kind == "tool_call" and part.call_id}
     if not names:
         return tuple(messages)
@@ -171,6 +184,8 @@ def read_message(item: Any, place: Place) -> Message:
     if item.get("function_call"):  # OpenAI's older name for one call
         calls += read_tool_calls(item["function_call"], place.at("function_call"))
     content = item.get("content")
+    if content is None:
+        content = item.get("parts")  # typed parts that have a column of their own in parquet
     if content is None and not calls and not parts:
         raise place.at("content").error(
             "the message has no content", "give it text, or tool calls, or leave the message out"
