@@ -81,31 +81,20 @@ def plan(
 def inspect(
     data: Annotated[str, typer.Argument(help="A data file, folder, glob, task:NAME, or a recipe (.yaml).")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model whose template renders.")] = None,
-    rows: Annotated[str, typer.Option("--rows", help="Which rows: 7, or 0:5.")] = "0:5",
+    rows: Annotated[str | None, typer.Option("--rows", help="Which rows: 7, or 0:5 (the default).")] = None,
+    sample: Annotated[int | None, typer.Option("--sample", min=1, help="So many rows, drawn over all data.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample: same seed, same rows.")] = 0,
+    html: Annotated[str | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="A run folder: the page shows each token's loss before and after it.")
+    ] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """See which tokens are trained, and what was dropped or cut."""
-    from chatwright.cli.inspect import run_inspect
+    from chatwright.cli.inspect import Wanted, run_inspect
 
-    run_inspect(data, model, rows, set_ or [], as_json)
-
-
-@app.command()
-def convert(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="Files, folders, globs, hub:owner/name/split.")],
-    out: Annotated[str, typer.Argument(help="The file to write; its ending tells the kind: .jsonl or .parquet.")],
-    to: Annotated[str, typer.Option("--to", help="messages, sharegpt or alpaca.")],
-    file_format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet.")] = None,
-    from_: Annotated[str, typer.Option("--from", help="The rows' format; found by itself when not given.")] = "auto",
-    on_bad_row: Annotated[str, typer.Option("--on-bad-row", help="error, or skip: leave out and count.")] = "error",
-    lossy: Annotated[bool, typer.Option("--lossy", help="Keep what the target can hold of a row, and count.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-) -> None:
-    """Write data in another format, and say what that format can't hold."""
-    from chatwright.cli.convert import run_convert
-
-    run_convert(sources, out, to, file_format, from_, on_bad_row, lossy, force)
+    run_inspect(data, model, Wanted(rows, sample, seed), set_ or [], as_json=as_json, page=html, run=run)
 
 
 @app.command()

@@ -1,0 +1,60 @@
+"""`chatwright inspect --html`: the page of a recipe's data, with losses where a run exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chatwright.checkpoints.store import list_checkpoints
+from chatwright.cli.inspect import Wanted
+from chatwright.console import note, out, warn
+from chatwright.errors import CheckpointError, ModelError, TemplateError
+from chatwright.inspection.page import write_page
+from chatwright.recipes.data import RunData, build_data
+from chatwright.recipes.page_records import Choice, ChosenExample, chosen_examples, page_data
+from chatwright.recipes.rendering import read_entry
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.token_losses import BeforeAfter, losses_before_and_after
+from chatwright.runtime import start_runtime
+from chatwright.templates.overflow import Overflow
+
+SAMPLE = 24
+"""Rows on the page where none were asked for."""
+
+
+def write_inspection(settings: RunSettings, wanted: Wanted, page: str, *, title: str, run: str | None) -> None:
+    """Read, plan, compute the losses and write the page.
+
+    Raises:
+        UserError: as `build_data`; or the named run has no checkpoint, or another template.
+        OSError: the page can't be written.
+    """
+    Path(page).touch()  # a place that can't be written is found before the work, not behind it
+    if wanted.rows is None and wanted.sample is None:
+        wanted = Wanted(sample=SAMPLE, seed=wanted.seed)
+    if settings.overflow is Overflow.ERROR:  # the page shows over-long rows in place of stopping at them
+        settings = settings.model_copy(update={"overflow": Overflow.DROP})
+    data = build_data(settings)
+    read = [read_entry(entry, settings.train.seed)[0] for entry in settings.data]
+    choice = Choice(tuple(map(tuple, wanted.choose(read, "0:5"))), wanted.words("0:5"))
+    chosen = chosen_examples(settings, data, choice)
+    losses = _losses(settings, data, chosen, run)
+    write_page(page, page_data(settings, data, title, choice, chosen=chosen, losses=losses))
+    size = Path(page).stat().st_size
+    out().print(f"{page}: {len(chosen):,} examples, {size / 1e6:.1f} MB; open it in a browser", markup=False)
+
+
+def _losses(settings: RunSettings, data: RunData, chosen: list[ChosenExample], run: str | None) -> BeforeAfter | None:
+    """Losses under the named run; or under the run in the recipe's own folder, where there is one that fits."""
+    examples = [each.example for each in chosen]
+    template = data.text.template
+    runtime = start_runtime(settings.train.device, settings.train.threads)
+    if run is not None:
+        return losses_before_and_after(run, template, examples, runtime)
+    if not (Path(settings.out) / "recipe.yaml").is_file() or not list_checkpoints(Path(settings.out)):
+        return None
+    note(f"the run in {settings.out} is shown, too")
+    try:
+        return losses_before_and_after(settings.out, template, examples, runtime)
+    except (CheckpointError, ModelError, TemplateError) as error:
+        warn(f"the page shows no losses: {error.full_text()}")
+        return None
