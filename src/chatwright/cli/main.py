@@ -98,6 +98,23 @@ def inspect(
 
 
 @app.command()
+def convert(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="Files, folders, globs, hub:owner/name/split.")],
+    out: Annotated[str, typer.Argument(help="The file to write; its ending tells the kind: .jsonl or .parquet.")],
+    to: Annotated[str, typer.Option("--to", help="messages, sharegpt or alpaca.")],
+    file_format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet.")] = None,
+    from_: Annotated[str, typer.Option("--from", help="The rows' format; found by itself when not given.")] = "auto",
+    on_bad_row: Annotated[str, typer.Option("--on-bad-row", help="error, or skip: leave out and count.")] = "error",
+    lossy: Annotated[bool, typer.Option("--lossy", help="Keep what the target can hold of a row, and count.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write data in another format, and say what that format can't hold."""
+    from chatwright.cli.convert import run_convert
+
+    run_convert(sources, out, to, file_format, from_, on_bad_row, lossy, force)
+
+
+@app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="A model: folder, hub name, run, checkpoint, GGUF file.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and exit.")] = None,
