@@ -278,3 +278,14 @@ print([name for name in ("torch", "transformers", "datasets") if name in sys.mod
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_environment_variables_in_paths_are_filled_in(tmp_path, monkeypatch):
+    write(tmp_path / "rows" / "a.jsonl", LINES)
+    monkeypatch.setenv("CHATWRIGHT_DATA", str(tmp_path))
+    for path in ("$CHATWRIGHT_DATA/rows/a.jsonl", "${CHATWRIGHT_DATA}/rows", "$CHATWRIGHT_DATA/rows/*.jsonl"):
+        assert list(read_rows(path)) == ROWS
+    assert fingerprint("$CHATWRIGHT_DATA/rows") == fingerprint(tmp_path / "rows")
+    monkeypatch.delenv("CHATWRIGHT_DATA")
+    with pytest.raises(DataError, match=r"\$CHATWRIGHT_DATA.*\n.*set the environment variable"):
+        list(read_rows("$CHATWRIGHT_DATA/rows/a.jsonl"))

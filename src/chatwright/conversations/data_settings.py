@@ -26,7 +26,7 @@ class DataSettings(Settings):
         path: a file, folder or glob, here or at an address (`s3://bucket/*.jsonl`, `https://…`); or a hub data set,
             `hub:owner/name[@revision][:config]/split`.
         hub_mode: `cached` downloads a hub data set whole and keeps it; `streaming` fetches rows as they are read.
-        task: name of a built-in task, with its `task_options`. split: which of its disjoint halves.
+        task: name of a built-in task, with its `task_options`. split: which of its disjoint parts.
         format: a name of `CONVERTERS`, or `auto` to detect it from the rows.
         columns: what the rows call a field that the format reads: `{output: answer}`; null leaves a field unread.
         message_columns: the same for the fields of each message: `{role: speaker, content: text}`.
@@ -46,7 +46,7 @@ class DataSettings(Settings):
     hub_mode: HubMode = "cached"
     task: str | None = None
     task_options: dict[str, Any] = Field(default_factory=dict)
-    split: Literal["train", "test"] = "train"
+    split: Literal["train", "validation", "dev", "test"] = "train"
     format: str = "auto"
     columns: dict[str, str | None] = Field(default_factory=dict)
     message_columns: dict[str, str | None] = Field(default_factory=dict)

@@ -17,6 +17,7 @@ from chatwright.preparation.prepare import Crew, PlannedEntry, given_entry, plan
 from chatwright.preparation.rows import RowReader
 from chatwright.preparation.work import EntryInfo, RenderWork
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.tasks.registry import make_task
 from chatwright.templates.template import Template, TrainOn
 
 
@@ -108,8 +109,8 @@ def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
     """What the token cache is keyed by; None where the data can't be fingerprinted without reading it all."""
     prints = []
     for entry in (*settings.data, *settings.heldout.data):
-        found = fingerprint(entry.path) if entry.path else None
-        if entry.path and found is None:
+        found = _entry_fingerprint(entry)
+        if found is None:
             return None
         prints.append([entry.model_dump(mode="json", exclude={"epochs", "weight"}), found])
     return cache_key(
@@ -124,3 +125,10 @@ def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
         max_tokens=settings.max_tokens,
         overflow=str(settings.overflow),
     )
+
+
+def _entry_fingerprint(entry: DataSettings) -> str | None:
+    """What the entry's files hold; empty where its task makes its rows itself."""
+    if entry.task:
+        return make_task(entry.task, **entry.task_options).fingerprint(entry.split)
+    return fingerprint(entry.path or "")
