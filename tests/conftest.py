@@ -1,1 +1,22 @@
-"""Makes this folder importable for the tests below it: `from shared_files import shared`."""
+"""Makes this folder importable for the tests below it, and gives them one tiny model and a token cache of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)  # for tiny tensors more threads only wait for each other
+    monkeypatch.setenv("CHATWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -6,10 +6,10 @@ A pure function of the rows and the work: the same rows give the same tokens in 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -62,6 +62,18 @@ class RowFacts:
             mine.update(theirs)
         self.skip_places = (self.skip_places + other.skip_places)[:PLACES_SHOWN]
         self.too_long += other.too_long
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        counted = {"skipped": dict(self.skipped), "notes": dict(self.notes), "changed": dict(self.changed)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | counted
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> RowFacts:
+        """What `to_dict` gave, read back from JSON."""
+        counted = {name: Counter(data[name]) for name in ("skipped", "notes", "changed")}
+        long = [(tokens, source, row) for tokens, source, row in data["too_long"]]
+        return RowFacts(**{**data, **counted, "too_long": long})
 
     def info(self, work: EntryWork) -> EntryInfo:
         """The entry's account."""

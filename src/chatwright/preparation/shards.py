@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,7 +75,7 @@ def make_shard(shard: Shard, render: RenderWork, template: Template, marker: Mar
         save_store(prepared.store, aside / "tokens")
         columns: dict[str, Any] = {"row_of": prepared.row_of, **prepared.columns}
         np.savez(aside / "columns.npz", **columns)
-        facts = {"facts": asdict(prepared.facts), "ledger": prepared.ledger.to_dict()}
+        facts = {"facts": prepared.facts.to_dict(), "ledger": prepared.ledger.to_dict()}
         (aside / "facts.json").write_text(
             json.dumps(facts, ensure_ascii=False), encoding="utf-8", errors="surrogatepass"
         )
@@ -97,15 +95,15 @@ def read_shard(folder: Path, name: str) -> PreparedRows:
     try:
         text = (folder / name / "facts.json").read_text(encoding="utf-8", errors="surrogatepass")
         read = json.loads(text)
-        facts = read["facts"]
-        for each in ("skipped", "notes", "changed"):
-            facts[each] = Counter(facts[each])
-        facts["too_long"] = [tuple(each) for each in facts["too_long"]]
         with np.load(folder / name / "columns.npz") as arrays:
             columns = {key: arrays[key] for key in arrays.files}
         ledger = Ledger.from_dict(read["ledger"])
         return PreparedRows(
-            load_store(folder / name / "tokens"), ledger, RowFacts(**facts), columns, columns.pop("row_of")
+            load_store(folder / name / "tokens"),
+            ledger,
+            RowFacts.from_dict(read["facts"]),
+            columns,
+            columns.pop("row_of"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"this shard can't be read: {error}", source=str(folder / name)) from None
