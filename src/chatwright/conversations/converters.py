@@ -62,6 +62,9 @@ CONVERTERS: dict[str, Callable[[Any, str, int], Conversation]] = {
 NAMED_ONLY = ("hh_rlhf", "oasst_flat", "oasst_threads")
 """Formats that are never detected: the first takes half of a preference pair, the others regroup the rows."""
 
+LABEL_FIELDS = ("label", "kto_tag")
+"""Fields that say of a whole conversation, by true or false, whether its reply is wanted."""
+
 _PAIRS = (("chosen", "rejected"), ("pos_resp", "neg_resp"), ("response_0", "response_1"))
 _DETECTED = {name: converter for name, converter in CONVERTERS.items() if name not in NAMED_ONLY}
 ROWS_TO_DETECT = 64
@@ -117,10 +120,11 @@ def _refuse_others(rows: Sequence[Any], source: str) -> None:
                     source=source,
                     hint=f"name the format to train on the messages alone (hh_rlhf takes 'chosen'); {known}",
                 )
-        if isinstance(row.get("label"), bool):
+        verdict = next((name for name in LABEL_FIELDS if isinstance(row.get(name), bool)), None)
+        if verdict:
             raise DataError(
-                "these are labelled replies, good and bad ones (a field 'label' that is true or false), and training "
-                "on them as conversations would teach the bad ones too",
+                f"these are labelled replies, good and bad ones (a field {verdict!r} that is true or false), and "
+                "training on them as conversations would teach the bad ones too",
                 source=source,
                 hint=f"name the format to train on all of them; {known}",
             )
