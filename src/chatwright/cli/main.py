@@ -77,6 +77,19 @@ def plan(
     run_plan(recipe, set_ or [], as_json)
 
 
+@app.command("import-recipe")
+def import_recipe(
+    config: Annotated[str, typer.Argument(help="A training file of LLaMA-Factory, TRL or Axolotl.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The recipe to write.")] = "recipe.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe from another system's configuration, and list what has no place in it."""
+    from chatwright.cli.import_recipe import run_import
+
+    run_import(config, out, force, as_json)
+
+
 @app.command()
 def inspect(
     data: Annotated[str, typer.Argument(help="A data file, folder, glob, task:NAME, or a recipe (.yaml).")],

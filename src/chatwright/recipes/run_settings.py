@@ -13,7 +13,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from chatwright.adapters.settings import LoraSettings
 from chatwright.conversations.data_settings import DataSettings
-from chatwright.errors import ConfigError
+from chatwright.conversations.foreign_configs import foreign_system
+from chatwright.errors import ConfigError, UserError
 from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
@@ -139,9 +140,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
 
     Raises:
         ConfigError: with every unknown or impossible setting at once.
+        UserError: the file is a configuration of another system, which `import-recipe` reads.
     """
     path = find_recipe(name)
     plain = read_yaml(path)
+    if system := foreign_system(plain):
+        hint = f"chatwright import-recipe {path} -o recipe.yaml, then give recipe.yaml"
+        raise UserError(f"this is a configuration of {system}, not a recipe", place=str(path), hint=hint)
     if Path(name).is_dir():
         plain["out"] = name  # a run that was moved, or is named from another working folder, stays itself
     return build(RunSettings, apply_overrides(plain, overrides), str(path))
