@@ -118,7 +118,14 @@ def page_of(*examples: ShownExample, **changes: object) -> PageData:
         "ledger": tuple(ledger_of(len(examples), tokens).to_dict()["entries"]),
         "recipe": "model: tiny\n",
         "findings": (
-            PageFinding("empty reply", "warning", 2, "remove the row", (Place(SOURCE, 0, "is empty"), Place("x", 9))),
+            PageFinding(
+                "empty_reply",
+                "warning",
+                "replies are empty",
+                2,
+                "remove the row",
+                (Place(SOURCE, 0, "is empty"), Place("x", 9)),
+            ),
         ),
         "matches": (
             PageMatch(Place(SOURCE, 0), PageSide("the same words", ((4, 8),)), "gsm8k row 3", PageSide("same"), "80%"),

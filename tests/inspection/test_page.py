@@ -147,8 +147,8 @@ def test_links_to_rows_resolve_and_rows_that_are_not_shown_have_none(full):
     assert targets <= set(page.ids)
     assert {"row-my_chats.jsonl-0", "row-my_chats.jsonl-7-part-2"} <= set(page.ids)
     html = build_page(full)
-    assert '<a href="#row-my_chats.jsonl-0">data/my chats.jsonl row 0</a>' in html
-    assert "<span>x row 9</span>" in html
+    assert '<a href="#row-my_chats.jsonl-0" title="data/my chats.jsonl">my chats.jsonl row 0</a>' in html
+    assert '<span title="x">x row 9</span>' in html
 
 
 def test_sources_of_one_file_name_keep_apart_anchors():
@@ -157,6 +157,7 @@ def test_sources_of_one_file_name_keep_apart_anchors():
     page = Page(build_page(page_of(one, other, one)))
     rows = [name for name in page.ids if name.startswith("row-")]
     assert rows == ["row-my_chats.jsonl-3", "row-my_chats.jsonl-2-3", "row-my_chats.jsonl-3-again-2"]
+    assert {SOURCE, "other/my chats.jsonl"} <= set(page.texts["span"]), "names that end alike are shown whole"
 
 
 def test_the_figures_are_those_of_the_ledger(full):
@@ -206,9 +207,14 @@ def test_the_same_records_give_the_same_page(full):
 
 
 def test_reports_become_records_the_gravest_first():
-    finding = {"rule": "r", "severity": "note", "count": 9, "fix": "f", "places": [["s", 1, "m"]], "excerpt": None}
-    found = page_findings({"findings": [finding, finding | {"severity": "error", "count": 1}]})
-    assert [each.severity for each in found] == ["error", "note"] and found[0].places[0].row == 1
+    finding = {"rule": "r", "severity": "info", "says": "s", "count": 9, "fix": "f", "excerpt": None}
+    places = [{"source": "a", "row": row, "message": None, "what": "w"} for row in (1, 2)]
+    other = [{"source": "b", "row": 5, "message": 0, "what": "w"}]
+    grave = finding | {"rule": "g", "severity": "error", "count": 1, "places": []}
+    reports = [{"findings": [finding | {"places": places}, grave]}, {"findings": [finding | {"places": other}]}]
+    found = page_findings(reports)
+    assert [(each.rule, each.severity, each.count) for each in found] == [("g", "error", 1), ("r", "info", 18)]
+    assert [(place.source, place.row) for place in found[1].places] == [("a", 1), ("b", 5), ("a", 2)]
     side = {"text": "same words", "spans": [[0, 4]], "cut_before": True, "cut_after": False}
     hit = {"source": SOURCE, "row": 0, "task": "gsm8k", "split": "test", "eval_row": 3, "field": "question"}
     hit |= {"kind": "ngram", "share": 0.8, "train": side, "evaluation": side}

@@ -28,11 +28,11 @@ from chatwright.inspection.page_parts import (
 
 NAVIGATION = {
     "examples": "Conversations",
+    "findings": "Lint",
+    "matches": "Test overlap",
     "packing": "Packing",
     "sources": "Sources",
     "ledger": "Ledger",
-    "findings": "Lint",
-    "matches": "Test overlap",
     "recipe": "Recipe",
 }
 
@@ -48,7 +48,7 @@ def write_page(path: str | Path, data: PageData) -> None:
 
 def build_page(data: PageData) -> str:
     """The page as HTML; the same records give the same page."""
-    anchors = Anchors(example.key for example in data.examples)
+    anchors = Anchors([example.key for example in data.examples], _source_names(data))
     style, script = _asset("page.css"), _asset("page.js")
     absent = {name for name, part in (("findings", data.findings), ("matches", data.matches)) if part is None}
     facts = {"examples": [example_facts(example) for example in data.examples]}
@@ -64,13 +64,13 @@ def build_page(data: PageData) -> str:
         tiles=tiles_html(data),
         share=share_html(data),
         views=_views(data),
-        filters=_filters(data),
+        filters=_filters(data, anchors),
         choice=escape(_choice(data)),
         examples=examples_html(data, anchors),
         packing_facts=escape(_packing_facts(data)),
         packs=packs_html(data, anchors),
-        sources=sources_html(data),
-        ledger=ledger_html(data),
+        sources=sources_html(data, anchors),
+        ledger=ledger_html(data, anchors),
         findings=_section("findings", "Lint", findings_html(data.findings, anchors))
         if data.findings is not None
         else "",
@@ -80,6 +80,15 @@ def build_page(data: PageData) -> str:
         recipe=escape(data.recipe),
         facts=script_json(facts),
     )
+
+
+def _source_names(data: PageData) -> set[str]:
+    """Every source that any part of the page names."""
+    names = {source.name for source in data.sources} | {str(entry["source"]) for entry in data.ledger}
+    places = [place for finding in data.findings or () for place in finding.places]
+    places += [match.place for match in data.matches or ()]
+    segments = [segment for pack in data.packs for segment in pack.segments]
+    return names | {place.source for place in places} | {segment.key.source for segment in segments}
 
 
 def _asset(name: str) -> str:
@@ -111,10 +120,12 @@ def _views(data: PageData) -> str:
     return f'<fieldset class="views"><legend>colours show</legend>{buttons}</fieldset>' if data.run else ""
 
 
-def _filters(data: PageData) -> str:
+def _filters(data: PageData, anchors: Anchors) -> str:
     if len(data.sources) < 2:
         return ""
-    options = "".join(f'<option value="{at}">{escape(s.name)}</option>' for at, s in enumerate(data.sources))
+    options = "".join(
+        f'<option value="{at}">{escape(anchors.short(s.name))}</option>' for at, s in enumerate(data.sources)
+    )
     return f'<label class="filter">source <select id="source"><option value="">all</option>{options}</select></label>'
 
 

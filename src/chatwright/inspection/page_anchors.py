@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from chatwright.inspection.escaping import escape, slug
 from chatwright.templates.rendered import ExampleKey
@@ -13,9 +14,12 @@ class Anchors:
 
     Args:
         keys: the shown examples in their order; a key that comes again gets an anchor of its own.
+        sources: every source that the page names, besides those of the keys.
     """
 
-    def __init__(self, keys: Iterable[ExampleKey]) -> None:
+    def __init__(self, keys: Sequence[ExampleKey], sources: Iterable[str] = ()) -> None:
+        named = {*sources, *(key.source for key in keys)}
+        self._tails = Counter(_tail(source) for source in named)
         self._slugs: dict[str, str] = {}
         self._names: list[str] = []
         self._first: dict[ExampleKey, str] = {}
@@ -49,7 +53,23 @@ class Anchors:
         found = self._first.get(ExampleKey(source, row, -1 if part is None else part))
         return f"#{found}" if found else None
 
-    def link(self, source: str, row: int, words: str) -> str:
-        """HTML: a link to the row, or its plain words where it isn't shown."""
-        target = self.href(source, row)
-        return f'<a href="{target}">{escape(words)}</a>' if target else f"<span>{escape(words)}</span>"
+    def short(self, source: str) -> str:
+        """A source's name to read: the last piece of its path, the whole where two sources end alike."""
+        tail = _tail(source)
+        return tail if self._tails[tail] < 2 else source
+
+    def named(self, source: str) -> str:
+        """HTML: the short name, the whole one to be seen by hovering."""
+        return f'<span title="{escape(source)}">{escape(self.short(source))}</span>'
+
+    def link(self, source: str, row: int, part: int | None = None) -> str:
+        """HTML: a link to the row (or one part of it), or its plain name where it isn't shown."""
+        words = escape(f"{self.short(source)} row {row:,}" + (f" part {part}" if part else ""))
+        target = self.href(source, row, part)
+        if target:
+            return f'<a href="{target}" title="{escape(source)}">{words}</a>'
+        return f'<span title="{escape(source)}">{words}</span>'
+
+
+def _tail(source: str) -> str:
+    return source.replace("\\", "/").rstrip("/").rpartition("/")[2] or source

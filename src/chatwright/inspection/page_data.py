@@ -125,10 +125,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PageFinding:
-    """A lint finding: its rule, severity (`error`, `warning` or `note`), rows concerned, and what to do."""
+    """A lint finding: its rule, severity (`error`, `warning` or `info`), what is wrong, rows with it, what to do."""
 
     rule: str
     severity: str
+    says: str
     count: int
     fix: str
     places: tuple[Place, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chatwright.inspection.cells import Block, Cell, message_blocks
+from chatwright.inspection.cells import Cell, message_blocks
 from chatwright.inspection.escaping import escape, shortened, visible
 from chatwright.inspection.page_anchors import Anchors
 from chatwright.inspection.page_charts import strip_svg
@@ -18,7 +18,7 @@ DIGITS = 3
 
 def examples_html(data: PageData, anchors: Anchors) -> str:
     """All shown examples."""
-    return "\n".join(_example(data, anchors.name(at), example, at) for at, example in enumerate(data.examples))
+    return "\n".join(_example(anchors, example, at) for at, example in enumerate(data.examples))
 
 
 def example_facts(example: ShownExample) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def example_facts(example: ShownExample) -> dict[str, Any]:
     return facts
 
 
-def _example(data: PageData, anchor: str, example: ShownExample, number: int) -> str:
-    key = example.key
+def _example(anchors: Anchors, example: ShownExample, number: int) -> str:
+    key, anchor = example.key, anchors.name(number)
     name = f"row {key.row:,}" + (f", part {key.part}" if key.part else "")
     share = example.num_supervised / example.num_tokens if example.num_tokens else 0.0
     facts = [
@@ -46,23 +46,18 @@ def _example(data: PageData, anchor: str, example: ShownExample, number: int) ->
     strip = strip_svg(
         example.trained_runs, example.num_tokens, f"where the {example.num_supervised:,} trained tokens are"
     )
-    blocks = "".join(_block(example, block) for block in message_blocks(example.cells))
+    blocks = "".join(_block(example, role, first, last) for role, first, last in _turns(example))
     hidden = example.num_tokens - len(example.ids)
     more = f'<p class="more">… and {hidden:,} more tokens of this example, not shown</p>' if hidden else ""
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in example.notes)
     return (
         f'<article class="example" id="{anchor}" data-source="{example.entry}" data-number="{number}">'
         f'<header><h3><a href="#{anchor}" title="link to this row">{escape(name)}</a> '
-        f'<span class="from" title="{escape(key.source)}">{escape(_tail(key.source))}</span></h3>'
+        f'<span class="from">{anchors.named(key.source)}</span></h3>'
         f'<p class="facts">{escape(" · ".join(facts))}</p></header>{strip}{notes}'
         f'<div class="tokens" tabindex="0" role="group" aria-label="{escape(f"tokens of {name}; arrow keys walk")}">'
         f"{blocks}</div>{more}{_as_read(example.messages)}</article>"
     )
-
-
-def _tail(source: str) -> str:
-    """The end of a path, which tells sources apart."""
-    return source if len(source) <= 48 else "…" + source[-47:]
 
 
 def _mean_losses(example: ShownExample) -> list[str]:
@@ -73,14 +68,24 @@ def _mean_losses(example: ShownExample) -> list[str]:
     return [f"loss {means[0]:.2f} → {means[1]:.2f} nats a token"]
 
 
-def _block(example: ShownExample, block: Block) -> str:
-    cells = example.cells[block.first : block.last]
-    role = "template"
-    if 0 <= block.message < len(example.messages):
-        role = example.messages[block.message].role
-    return (
-        f'<div class="turn {escape(role)}"><b class="role">{escape(role)}</b><p dir="auto">{_tokens(cells)}</p></div>'
-    )
+def _turns(example: ShownExample) -> list[tuple[str, int, int]]:
+    """(role, first cell, last cell) of what is read as one turn: neighbouring messages of one role are."""
+    turns: list[tuple[str, int, int]] = []
+    for block in message_blocks(example.cells):
+        role = "template"
+        if 0 <= block.message < len(example.messages):
+            role = example.messages[block.message].role
+        if turns and turns[-1][0] == role:
+            turns[-1] = (role, turns[-1][1], block.last)
+        else:
+            turns.append((role, block.first, block.last))
+    return turns
+
+
+def _block(example: ShownExample, role: str, first: int, last: int) -> str:
+    words = escape(role)
+    tokens = _tokens(example.cells[first:last])
+    return f'<div class="turn {words}"><b class="role">{words}</b><p dir="auto">{tokens}</p></div>'
 
 
 def _tokens(cells: tuple[Cell, ...]) -> str:

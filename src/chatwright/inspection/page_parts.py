@@ -12,10 +12,10 @@ from chatwright.inspection.page_anchors import Anchors
 from chatwright.inspection.page_charts import compact, histogram_svg, pack_svg
 from chatwright.inspection.page_data import PageData, PageFinding, PageMatch, PageSide, Place, ShownPack, SourceFigures
 
-MOST_PLACES = 12
+MOST_PLACES = 6
 MOST_EXCERPT = 900
 MOST_MATCHES = 30
-SEVERITY_SIGNS = {"error": "✖", "warning": "▲", "note": "●"}
+SEVERITY_SIGNS = {"error": "✖", "warning": "▲", "info": "●"}
 
 
 def tiles_html(data: PageData) -> str:
@@ -67,12 +67,10 @@ def _pack(pack: ShownPack, anchors: Anchors) -> str:
     links = [anchors.href(*segment.key) for segment in pack.segments]
     full = pack.tokens / pack.capacity if pack.capacity else 0.0
     rows = []
-    for number, (segment, link) in enumerate(zip(pack.segments, links, strict=True)):
-        name = f"{segment.key.source} row {segment.key.row}" + (f" part {segment.key.part}" if segment.key.part else "")
-        shown = f'<a href="{link}">{escape(name)}</a>' if link else escape(name)
+    for number, segment in enumerate(pack.segments):
         end = segment.start + segment.length
         rows.append(
-            f"<tr><td>{number}</td><td>{shown}</td><td>{segment.start:,} – {end - 1:,}</td>"
+            f"<tr><td>{number}</td><td>{anchors.link(*segment.key)}</td><td>{segment.start:,} – {end - 1:,}</td>"
             f"<td>0 – {segment.length - 1:,}</td><td>{segment.length:,}</td><td>{segment.supervised:,}</td></tr>"
         )
     heads = ("segment", "example", "tokens of the pack", "positions", "length", "trained")
@@ -89,15 +87,15 @@ def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def sources_html(data: PageData) -> str:
+def sources_html(data: PageData, anchors: Anchors) -> str:
     """Each source with its figures and two histograms, on the same axes for all."""
-    return "\n".join(_source(source) for source in data.sources)
+    return "\n".join(_source(source, anchors) for source in data.sources)
 
 
-def _source(source: SourceFigures) -> str:
+def _source(source: SourceFigures, anchors: Anchors) -> str:
     share = f"{source.supervised / source.tokens:.0%}" if source.tokens else "–"
     facts = (
-        f"{source.rows:,} rows read · {source.examples:,} training examples · {source.tokens:,} tokens · "
+        f"format {escape(source.format)} · {source.rows:,} rows read · {source.examples:,} training examples · {source.tokens:,} tokens · "
         f"{source.supervised:,} trained ({share})"
     )
     charts = ""
@@ -108,43 +106,40 @@ def _source(source: SourceFigures) -> str:
             f"<figure>{histogram_svg(source.shares, 'supervised share', 'of tokens trained', _percent)}"
             "<figcaption>supervised share of the examples</figcaption></figure>"
         )
-    return (
-        f'<article class="source"><h3>{escape(source.name)}</h3><p class="facts">format {escape(source.format)} · '
-        f'{facts}</p><div class="charts">{charts}</div></article>'
-    )
+    return f'<article class="source"><h3>{anchors.named(source.name)}</h3><p class="facts">{facts}</p><div class="charts">{charts}</div></article>'
 
 
 def _percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def ledger_html(data: PageData) -> str:
+def ledger_html(data: PageData, anchors: Anchors) -> str:
     """How many rows and tokens of each source came to each stage, what was left out with its reason, and the sums."""
     stages = [stage for stage in Stage if any(e["stage"] == stage and e["rows"] for e in data.ledger)]
     groups = [(name, list(entries)) for name, entries in groupby(data.ledger, key=lambda e: str(e["source"]))]
-    rows = [_ledger_row(name, entries, stages) for name, entries in groups]
+    rows = [_ledger_row(anchors.named(name), entries, stages) for name, entries in groups]
     if len(groups) > 1:
         rows.append(_ledger_row("all", list(data.ledger), stages, "total"))
     table = _table(("source", *(str(stage).replace("_", " ") for stage in stages)), rows)
-    sums = [f"<li>{escape(name)}: {words}</li>" for name, entries in groups for words in _balances(entries)]
+    sums = [f"<li>{anchors.named(name)}: {words}</li>" for name, entries in groups for words in _balances(entries)]
     return (
-        f'<div class="pivot">{table}</div>{_reasons(data.ledger)}'
+        f'<div class="pivot">{table}</div>{_reasons(data.ledger, anchors)}'
         f'<details><summary>the sums, source by source</summary><ul class="sums">{"".join(sums)}</ul></details>'
     )
 
 
 def _ledger_row(name: str, entries: list[dict[str, Any]], stages: list[Stage], kind: str = "") -> str:
-    """One source: rows of each stage, and under them tokens where they are known."""
+    """One source (`name` is HTML): rows of each stage, and under them tokens where they are known."""
     cells = []
     for stage in stages:
         mine = [entry for entry in entries if entry["stage"] == stage]
         rows, tokens = (sum(int(entry[unit]) for entry in mine) for unit in ("rows", "tokens"))
         small = f"<small>{tokens:,} tokens</small>" if tokens else ""
         cells.append(f"<td>{rows:,}{small}</td>" if mine else "<td>–</td>")
-    return f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
+    return f'<tr class="{kind}"><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
-def _reasons(ledger: tuple[dict[str, Any], ...]) -> str:
+def _reasons(ledger: tuple[dict[str, Any], ...], anchors: Anchors) -> str:
     """Every count that has a reason, the largest first."""
     lost = sorted((e for e in ledger if e["reason"] and (e["rows"] or e["tokens"])), key=lambda e: -e["rows"])
     if not lost:
@@ -160,7 +155,7 @@ def _reasons(ledger: tuple[dict[str, Any], ...]) -> str:
         tokens = f"{entry['tokens']:,}" if entry["tokens"] else ""
         rows.append(
             f"<tr><td>{escape(str(entry['stage']).replace('_', ' '))}</td><td>{escape(entry['reason'])}</td>"
-            f"<td>{entry['rows']:,}</td><td>{bar}</td><td>{tokens}</td><td>{escape(entry['source'])}</td></tr>"
+            f"<td>{entry['rows']:,}</td><td>{bar}</td><td>{tokens}</td><td>{anchors.named(entry['source'])}</td></tr>"
         )
     heads = ("stage", "reason", "rows", "", "tokens", "source")
     return f'<h3>What was left out, and why</h3><div class="reasons">{_table(heads, rows)}</div>'
@@ -194,9 +189,9 @@ def _finding(finding: PageFinding, anchors: Anchors) -> str:
         shown = f'<blockquote dir="auto">{escape(excerpt)}{more}</blockquote>'
     return (
         f'<article class="finding {escape(finding.severity)}"><h3><span class="severity">{sign} '
-        f"{escape(finding.severity)}</span> {escape(finding.rule)}</h3>"
-        f'<p class="facts">{_one_or_many(finding.count, "row")}</p>'
-        f"<p>{escape(finding.fix)}</p>{shown}{_places(finding.places, finding.count, anchors)}</article>"
+        f"{escape(finding.severity)}</span> {escape(finding.says)}</h3>"
+        f'<p class="facts">{_one_or_many(finding.count, "row")} · rule {escape(finding.rule)}</p>'
+        f"{shown}<p>→ {escape(finding.fix)}</p>{_places(finding.places, finding.count, anchors)}</article>"
     )
 
 
@@ -204,7 +199,7 @@ def _places(places: tuple[Place, ...], count: int, anchors: Anchors) -> str:
     items = []
     for place in places[:MOST_PLACES]:
         words = f": {escape(shortened(place.message, MOST_EXCERPT)[0])}" if place.message else ""
-        items.append(f"<li>{anchors.link(place.source, place.row, f'{place.source} row {place.row}')}{words}</li>")
+        items.append(f"<li>{anchors.link(place.source, place.row)}{words}</li>")
     left = max(count - len(items), 0) if items else 0
     return f"<ul>{''.join(items)}</ul>" + (f'<p class="more">… and {left:,} more</p>' if left else "") if items else ""
 
@@ -218,7 +213,7 @@ def matches_html(matches: tuple[PageMatch, ...], anchors: Anchors) -> str:
         place = match.place
         cards.append(
             f'<article class="match"><p class="facts">{escape(match.overlap)}</p><div class="pair"><div><h3>training: '
-            f"{anchors.link(place.source, place.row, f'{place.source} row {place.row}')}</h3>"
+            f"{anchors.link(place.source, place.row)}</h3>"
             f"{_side(match.train)}</div><div><h3>test: {escape(match.reference)}</h3>{_side(match.evaluation)}</div>"
             "</div></article>"
         )

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from chatwright.inspection.page_data import PageFinding, PageMatch, PageSide, Place
 
-SEVERITIES = ("error", "warning")
-"""In the order in which they are shown; every other severity comes behind them."""
+SEVERITIES = ("error", "warning", "info")
+"""In the order in which they are shown."""
 
 
-def page_findings(report: Mapping[str, Any]) -> tuple[PageFinding, ...]:
-    """The findings of `LintReport.to_dict()`, the gravest first.
+def page_findings(reports: Iterable[Mapping[str, Any]]) -> tuple[PageFinding, ...]:
+    """The findings of several `LintReport.to_dict()`, one of each source: one finding a rule, the gravest first.
 
     Args:
-        report: `{"findings": [{rule, severity, count, fix, places: [[source, row, message], …], excerpt}, …]}`.
+        reports: `{"findings": [{rule, severity, says, count, fix, places: [{source, row, what}, …], excerpt}, …]}`.
     """
-    found = [
-        PageFinding(
-            each["rule"],
-            each["severity"],
-            each["count"],
-            each["fix"],
-            tuple(Place(*place) for place in each["places"]),
-            each["excerpt"] or "",
-        )
-        for each in report["findings"]
-    ]
-    return tuple(sorted(found, key=lambda each: (_rank(each.severity), -each.count, each.rule)))
+    by_rule: dict[str, list[Mapping[str, Any]]] = {}
+    for report in reports:
+        for each in report["findings"]:
+            by_rule.setdefault(each["rule"], []).append(each)
+    found = [_joined(rule, each) for rule, each in by_rule.items()]
+    return tuple(sorted(found, key=lambda each: (SEVERITIES.index(each.severity), -each.count, each.rule)))
 
 
-def _rank(severity: str) -> int:
-    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
+def _joined(rule: str, found: Sequence[Mapping[str, Any]]) -> PageFinding:
+    """One rule's findings in all sources; its places are the sources' in turn, so that each is seen."""
+    places = [[Place(place["source"], place["row"], place["what"]) for place in each["places"]] for each in found]
+    in_turn = [place for turn in zip_longest(*places) for place in turn if place is not None]
+    first = found[0]
+    count = sum(each["count"] for each in found)
+    return PageFinding(
+        rule, first["severity"], first["says"], count, first["fix"], tuple(in_turn), first["excerpt"] or ""
+    )
 
 
 def page_matches(report: Mapping[str, Any]) -> tuple[PageMatch, ...]:

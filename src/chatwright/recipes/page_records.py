@@ -31,11 +31,15 @@ from chatwright.recipes.rendering import mask_policy
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.token_losses import BeforeAfter
 from chatwright.settings import dump_yaml
+from chatwright.templates.base import Template
+from chatwright.templates.jinja import JinjaTemplate
 from chatwright.templates.rendered import RenderedExample
 
 MOST_TOKENS = 2_000
 """Tokens shown of one example; the page says how many more there are."""
 MOST_PACKS = 24
+PLACES_EACH, MOST_PLACES = 2, 20
+"""Rows shown besides the chosen ones because lint points at them: of each finding, and in all."""
 SHARE_EDGES = tuple(round(step * 0.05, 2) for step in range(21))
 
 
@@ -55,6 +59,25 @@ class ChosenExample:
     conversation: Conversation
     example: RenderedExample
     notes: tuple[str, ...] = ()
+
+
+def with_places(choice: Choice, read: Sequence[Sequence[Conversation]], findings: Sequence[PageFinding]) -> Choice:
+    """The choice and, behind each entry's rows, the first rows that the findings point at, so that links lead there.
+
+    Args:
+        read: all conversations of each entry.
+    """
+    wanted = {(place.source, place.row): None for finding in findings for place in finding.places[:PLACES_EACH]}
+    have = {(each.source, each.row) for rows in choice.conversations for each in rows}
+    wanted = dict.fromkeys(list(wanted)[:MOST_PLACES])
+    made: list[tuple[Conversation, ...]] = []
+    added = 0
+    for chosen, rows in zip(choice.conversations, read, strict=True):
+        more = [row for row in rows if (row.source, row.row) in wanted and (row.source, row.row) not in have]
+        have |= {(row.source, row.row) for row in more}
+        made.append((*chosen, *more))
+        added += len(more)
+    return Choice(tuple(made), choice.words + (f", and {added:,} that lint points at" if added else ""))
 
 
 def chosen_examples(settings: RunSettings, data: RunData, choice: Choice) -> list[ChosenExample]:
@@ -90,7 +113,7 @@ def _as_trained(
 ) -> ChosenExample:
     if rendered is not None and np.array_equal(stored.ids, rendered.ids):
         return ChosenExample(entry, conversation, replace(stored, spans=rendered.spans))
-    return ChosenExample(entry, conversation, stored, ("changed on the way: cut, split or transformed",))
+    return ChosenExample(entry, conversation, stored, ("changed on the way: cut to length or split",))
 
 
 def _why_absent(
@@ -135,7 +158,7 @@ def page_data(
     return PageData(
         title=title,
         model=settings.model,
-        template=template.settings.format,
+        template=_template_name(template),
         identity=template.identity,
         sources=tuple(_sources(data)),
         examples=tuple(_shown(data, each, losses, number) for number, each in enumerate(examples)),
@@ -156,6 +179,11 @@ def page_data(
         matches=None if matches is None else tuple(matches),
         run=_run_figures(losses),
     )
+
+
+def _template_name(template: Template) -> str:
+    name = template.settings.format
+    return name if name != "auto" else f"auto: {'the model’s own' if isinstance(template, JinjaTemplate) else 'native'}"
 
 
 def _sources(data: RunData) -> Iterator[SourceFigures]:
