@@ -91,3 +91,20 @@ def test_a_line_that_is_not_json_stops_or_is_counted(tmp_path):
     with pytest.raises(DataError, match="line 2 is not JSON"):
         load_preferences(path)
     assert load_preferences(path, on_bad_row="skip").skip_counts == {"line": 1}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "sft/identity.json",
+        "sft/glaive_toolcall_en_demo.json",
+        "sft/reason_tool_use_demo_50.jsonl",
+        "sft/self_instruct_seed_tasks.jsonl",
+        "gsm8k/test.jsonl",
+        "humaneval/HumanEval.jsonl.gz",
+        "dialogue/chatterbot/german",
+    ],
+)
+def test_conversations_are_not_taken_for_preferences(path):
+    with pytest.raises(DataError, match="no known preference format"):
+        load_preferences(shared(f"data/{path}"))

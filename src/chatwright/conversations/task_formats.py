@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from chatwright.conversations.message_formats import find_field, make_conversation
@@ -20,6 +21,7 @@ from chatwright.conversations.schema import Conversation, Message, Part
 CALCULATOR = "calculator"
 """The tool that a calculation is a call of."""
 
+_CHOICE_COLUMNS = (tuple(f"choice{i}" for i in range(26)), tuple(string.ascii_uppercase))
 _MARK = re.compile(r"<<(.*?)>>", re.DOTALL)
 _FINAL = re.compile(r"(?:^|\n)#### *(\S.*?)\s*\Z")
 
@@ -62,8 +64,8 @@ def _read_choices(row: Mapping[str, Any], place: Place) -> tuple[tuple[str, ...]
     for name in ("choices", "options"):
         if row.get(name) is not None:
             return (*_listed_choices(row[name], place.at(name)), [name])
-    for names in ([f"choice{i}" for i in range(26)], list(string.ascii_uppercase)):
-        used = [name for i, name in enumerate(names) if all(row.get(n) is not None for n in names[: i + 1])]
+    for names in _CHOICE_COLUMNS:
+        used = list(takewhile(lambda name: row.get(name) is not None, names))
         if len(used) > 1:
             choices = [read_text(row[name], place.at(name)) for name in used]
             return tuple(string.ascii_uppercase[: len(used)]), choices, used
