@@ -10,6 +10,7 @@ import yaml
 
 from chatwright.cli.main import main
 from chatwright.recipes.run_settings import load_recipe
+from tiny_model import make_tiny_model
 
 
 @pytest.fixture
@@ -50,3 +51,11 @@ def test_a_file_that_is_no_configuration_is_named(command, tmp_path):
     (tmp_path / "a.yaml").write_text("a: 1\n")
     code, _, err = command("import-recipe", "a.yaml")
     assert code != 0 and "a.yaml" in err and not (tmp_path / "recipe.yaml").exists()
+
+
+def test_init_says_which_rows_are_skipped(command, tmp_path):
+    make_tiny_model(tmp_path / "model")
+    row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    (tmp_path / "a.jsonl").write_text(row + "{oops\n" + row)
+    code, out, err = command("init", "a.jsonl", "--model", "model")
+    assert code == 0 and "row 1 of a.jsonl" in out + err

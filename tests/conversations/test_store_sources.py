@@ -13,6 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from chatwright.conversations.files import read_file
@@ -22,8 +23,6 @@ from chatwright.errors import DataError, UserError
 
 ROWS = [{"prompt": "a\u2028b", "completion": "ü"}, {"prompt": "c", "completion": "d"}]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
-zstandard = pytest.importorskip("zstandard")
-fsspec = pytest.importorskip("fsspec")
 
 
 @pytest.fixture
@@ -37,9 +36,10 @@ def memory():
 
 @pytest.mark.parametrize(
     ("ending", "pack"),
-    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstandard.compress)],
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", None)],
 )
 def test_compressed_files_are_read_and_cut_ones_named(tmp_path, ending, pack):
+    pack = pack or pytest.importorskip("zstandard").compress
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(pack(LINES))
     assert list(read_rows(path)) == ROWS == list(read_rows(tmp_path))
@@ -52,6 +52,7 @@ def test_compressed_files_are_read_and_cut_ones_named(tmp_path, ending, pack):
 
 
 def test_zst_files_of_several_frames_are_read_whole(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.compress(LINES) + zstandard.compress(LINES))
     assert list(read_rows(path)) == ROWS * 2
@@ -59,7 +60,7 @@ def test_zst_files_of_several_frames_are_read_whole(tmp_path):
 
 def test_zst_without_its_library_says_what_to_install(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(zstandard.compress(LINES))
+    path.write_bytes(b"(\xb5/\xfd")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(UserError, match="pip install zstandard"):
         list(read_rows(path))

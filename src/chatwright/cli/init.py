@@ -60,7 +60,7 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for field, count in loaded.skip_counts.items():
-        note(f"{count:,} bad rows (field {field}) will be skipped")
+        note(f"{count:,} bad rows (field {field}) will be skipped: {loaded.skip_places[field]}")
     out().print(
         f"wrote {out_path}\nSee what is trained:  chatwright inspect {out_path}\n"
         f"Train:                chatwright train {out_path}"
