@@ -90,16 +90,20 @@ CASES: dict[str, Case] = {
         [
             chat("?", PROSE),
             chat("?", "Paris"),
-            chat("?", "Here is a list. It is short.\n- apples from the garden\n- pears of the neighbour"),
-            chat("?", "Sure. Here is the code:\n```python\nprint(1)\n```"),
-            chat("?", "The name of the river that runs through all of these towns"),
+            chat("?", "This is fine. It ends without a mark because that is how people write in chats"),
+            chat("?", PROSE + "\n- apples from the garden of the house behind the hill"),
+            chat("?", PROSE + " Sure. Here is the code:\n```python\nprint(1)\n```"),
+            chat("?", PROSE + " Here is one. #rivers #water #orchards"),
+            chat("?", PROSE + ' "All is water." - Thales of Miletus'),
+            chat("?", "The name of the river that runs through all of these towns " * 5),
         ],
         [
             chat("?", PROSE + " Their hosts are"),
-            chat("?", "Sure. Here is the code that you asked for:\n```python\nprint(1"),
+            chat("?", PROSE + " Here is the code that you asked for:\n```python\nprint(1"),
             chat(
                 "?",
-                "今天天气很好，我们去公园散步。公园里有很多人在跑步，还有孩子在放风筝。我们走了一会儿之后，又去了附近的",
+                "今天天气很好，我们去公园散步。公园里有很多人在跑步，还有孩子在放风筝。" * 6
+                + "我们走了一会儿之后，又去了附近的",
             ),
         ],
         "truncated: a reply breaks off",

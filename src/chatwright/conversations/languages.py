@@ -9,6 +9,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from chatwright.conversations.text_measures import without_code
 from chatwright.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 READ_CHARACTERS = 400
 """How much of a text is looked at: enough to be sure, little enough to be quick."""
 
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
 _LETTERS = re.compile(r"[^\W\d_]+")
 _WIDE = re.compile("[\u2e80-\ud7af\uf900-\ufaff]")
 _LETTERS_OF_A_WIDE_ONE = 3
@@ -53,7 +53,7 @@ def language_of(text: str, min_letters: int = 20) -> tuple[str, float] | None:
         text: any text; its first 400 characters decide.
         min_letters: with fewer letters there is no answer; a Chinese, Japanese or Korean one counts as three.
     """
-    words = _LETTERS.findall(_CODE.sub(" ", text[: 4 * READ_CHARACTERS]))
+    words = _LETTERS.findall(without_code(text[: 4 * READ_CHARACTERS]))
     read = " ".join(words)[:READ_CHARACTERS]
     if len(read) < min_letters and len(read) + (_LETTERS_OF_A_WIDE_ONE - 1) * len(_WIDE.findall(read)) < min_letters:
         return None

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from chatwright.conversations.exchanges import answers, exchanges, written_length
 from chatwright.conversations.languages import known_languages, language_of
 from chatwright.conversations.schema import Conversation, Role
-from chatwright.conversations.text_measures import is_unfinished, repeats, repetition, symbol_share
+from chatwright.conversations.text_measures import CUT_CHARACTERS, is_unfinished, repeats, repetition, symbol_share
 from chatwright.errors import ConfigError
 from chatwright.settings import Settings
 
@@ -165,7 +165,7 @@ class TruncatedFilter(RowFilter):
     """
 
     kind: Literal["truncated"] = "truncated"
-    min_characters: int = Field(default=40, ge=1)
+    min_characters: int = Field(default=CUT_CHARACTERS, ge=1)
 
     def reason(self, conversation: Conversation) -> str | None:
         """Words for a row with such a reply."""

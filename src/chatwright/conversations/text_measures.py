@@ -17,9 +17,14 @@ _TOKENS = re.compile("[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\\W_]+
 _SPACES = re.compile(r"\s+")
 
 _SENTENCE_END = re.compile("[.!?…][\"'”’)\\]]*\\s|[。！？]")
-_LISTED = re.compile(r"\s*(?:[-*+•·#>|]|\(?[0-9a-zA-Z]{1,3}[.):、]\s)")
+_TAIL = re.compile(r"#\w|\A\s*[-–—―~]|\n\s*[-–—―~]")
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+_LISTED = re.compile(r"\s*(?:[-–—―*+•·#>|]|\(?[0-9a-zA-Z]{1,3}[.):、]\s)")
+_MARKS = frozenset(".!?。！？`")
 _OPENING = frozenset(",，、(（[{「『-–—")
 _SHORT_LINE = 40
+
+CUT_CHARACTERS = 200
 
 # A UTF-8 lead byte and its continuation, each read as a cp1252 or latin-1 character.
 _CONTINUATION = "\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
@@ -53,27 +58,34 @@ def repeats(prompt: str, reply: str, min_characters: int = 20) -> bool:
     return len(asked) >= min_characters and plain(reply[: 2 * len(prompt) + 100]).startswith(asked)
 
 
-def is_unfinished(text: str, min_characters: int = 40) -> bool:
+def is_unfinished(text: str, min_characters: int = CUT_CHARACTERS) -> bool:
     """Whether a reply breaks off: an open code block, or prose whose last sentence has no end mark.
 
-    C4 keeps lines that end in a terminal mark. Chat replies are lists, code and single words too, so a reply counts
-    only if other sentences in it do end in a mark, and the last line is no list item, heading or short line.
+    C4 keeps lines that end in a terminal mark. Chat replies are lists, code and tags too, so a reply counts only if
+    other sentences in it do end in a mark, the last line is no list item, heading or short line, and what follows the
+    last mark is neither hashtags nor the name behind a quotation.
 
     Args:
-        text: the reply. min_characters: shorter ones are never unfinished.
+        text: the reply. min_characters: shorter ones are never unfinished: limits cut long replies.
     """
     text = text.rstrip()
     if len(text) < min_characters:
         return False
     if text.count("```") % 2:
-        return True
+        return text[-1] not in _MARKS  # else one fence too many or too few, in a text that is whole
     last = text[-1]
     if not (last.isalpha() or last in _OPENING):
         return False
     head, _, line = text.rpartition("\n")
     if (head and len(line) < _SHORT_LINE) or _LISTED.match(line):
         return False
-    return bool(_SENTENCE_END.search(text))
+    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    return bool(ends) and not _TAIL.search(text[ends[-1] :])
+
+
+def without_code(text: str) -> str:
+    """The text with code blocks, code spans and addresses left out."""
+    return _CODE.sub(" ", text)
 
 
 def symbol_share(text: str) -> float:

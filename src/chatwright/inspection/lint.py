@@ -1,0 +1,122 @@
+"""Lint: what is wrong or odd in a data set, with rows and a fix for each, before any of it is trained.
+
+`lint` runs the rules of `lint_rules.RULES` over conversations, and over their renderings where a template is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from chatwright.console import table
+from chatwright.conversations.schema import Conversation
+from chatwright.inspection.lint_rules import RULES
+from chatwright.inspection.lint_types import (
+    SEVERITIES,
+    Finding,
+    Hit,
+    LintInput,
+    LintPlace,
+    Rule,
+    Severity,
+    evenly,
+    render_sample,
+)
+from chatwright.templates.base import Template, TrainOn
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MAX_ROWS = 20_000
+MAX_RENDERED = 1_000
+MAX_PLACES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """What lint found, the worst first.
+
+    Args:
+        findings: one a rule that fired.
+        num_rows: rows given. checked: rows looked at. rendered: rows rendered.
+    """
+
+    findings: tuple[Finding, ...]
+    num_rows: int
+    checked: int
+    rendered: int
+
+    def count(self, severity: Severity) -> int:
+        """How many findings have a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        numbers = {name: getattr(self, name) for name in ("num_rows", "checked", "rendered")}
+        return {**numbers, "findings": [finding.to_dict() for finding in self.findings]}
+
+    def summary(self) -> str:
+        """One line: what was looked at and what was found."""
+        looked = (
+            f"{self.checked:,} of {self.num_rows:,} rows" if self.checked < self.num_rows else f"{self.checked:,} rows"
+        )
+        found = ", ".join(f"{self.count(severity)} {severity}" for severity in SEVERITIES if self.count(severity))
+        return f"{looked} looked at, {self.rendered:,} of them rendered: {found or 'nothing found'}"
+
+    def table(self, title: str | None = None) -> Table:
+        """The findings to print."""
+        rows = [
+            (each.severity, each.rule, each.count, _where(each.places), _told(each), each.fix) for each in self.findings
+        ]
+        return table(title or self.summary(), ("", "rule", "rows", "first", "what", "fix"), rows)
+
+
+def _where(places: Sequence[LintPlace]) -> str:
+    return ", ".join(str(row) for row in dict.fromkeys(place.row for place in places[:3]))
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.says}\n  {finding.places[0].what}" + (f": {finding.excerpt}" if finding.excerpt else "")
+
+
+def lint(
+    conversations: Sequence[Conversation],
+    template: Template | None = None,
+    *,
+    train_on: TrainOn | None = None,
+    max_rows: int = MAX_ROWS,
+    max_rendered: int = MAX_RENDERED,
+    max_places: int = MAX_PLACES,
+    rules: Mapping[str, Rule] = RULES,
+) -> LintReport:
+    """Check a data set.
+
+    Args:
+        conversations: its rows, transformed and filtered as they will be trained.
+        template: renders a sample of them; without one the rules that need it are left out.
+        train_on: the mask policy; the template's own when None.
+        max_rows, max_rendered: rows looked at and rendered, spread evenly over the set.
+        max_places: places kept a finding.
+        rules: what is asked.
+    """
+    chosen = evenly(conversations, max_rows)
+    rendered = render_sample(evenly(chosen, max_rendered), template, train_on) if template is not None else []
+    data = LintInput(chosen, template, rendered)
+    findings = [_finding(name, rule, list(rule.check(data)), max_places) for name, rule in rules.items()]
+    found = [finding for finding in findings if finding is not None]
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return LintReport(tuple(found), len(conversations), len(chosen), len(rendered))
+
+
+def _finding(name: str, rule: Rule, hits: Sequence[Hit], max_places: int) -> Finding | None:
+    if not hits:
+        return None
+    rows = {(hit.conversation.source, hit.conversation.row) for hit in hits}
+    places = tuple(islice(map(_place, hits), max_places))
+    return Finding(name, rule.severity, rule.says, len(rows), rule.fix, places, hits[0].excerpt)
+
+
+def _place(hit: Hit) -> LintPlace:
+    return LintPlace(hit.conversation.source, hit.conversation.row, hit.message, hit.what)
