@@ -52,6 +52,18 @@ def test_the_page_of_a_data_file(command: Command, tmp_path: Path) -> None:
     assert "before" not in facts(tmp_path / "page.html")[0]
 
 
+def test_lint_points_at_rows_and_the_page_shows_them(command: Command, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    silent = {"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": ""}]}
+    with (tmp_path / "chats.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(silent) + "\n")
+    assert command("inspect", "recipe.yaml", "--html", "page.html", "--rows", "0:1").code == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert 48 in rows_of(tmp_path / "page.html")
+    lint = page[page.index('<section id="findings">') : page.index('<section id="packing">')]
+    assert "rule empty_reply" in lint and '<a href="#row-chats.jsonl-48"' in lint
+
+
 def test_held_out_and_overlong_rows_are_shown_as_such(command: Command, tmp_path: Path) -> None:
     write_recipe(tmp_path, heldout={"share": 0.25})
     long = {"messages": [{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "yes"}]}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from chatwright.checkpoints.store import list_checkpoints
 from chatwright.cli.inspect import Wanted
 from chatwright.console import note, out, warn
+from chatwright.conversations.schema import Conversation
 from chatwright.errors import CheckpointError, ModelError, TemplateError
+from chatwright.inspection.lint import lint
 from chatwright.inspection.page import write_page
+from chatwright.inspection.page_data import PageFinding
+from chatwright.inspection.page_reports import page_findings
 from chatwright.recipes.data import RunData, build_data
-from chatwright.recipes.page_records import Choice, ChosenExample, chosen_examples, page_data
-from chatwright.recipes.rendering import read_entry
+from chatwright.recipes.page_records import Choice, ChosenExample, chosen_examples, page_data, with_places
+from chatwright.recipes.rendering import mask_policy, read_entry
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.token_losses import BeforeAfter, losses_before_and_after
 from chatwright.runtime import start_runtime
@@ -35,12 +40,22 @@ def write_inspection(settings: RunSettings, wanted: Wanted, page: str, *, title:
         settings = settings.model_copy(update={"overflow": Overflow.DROP})
     data = build_data(settings)
     read = [read_entry(entry, settings.train.seed)[0] for entry in settings.data]
-    choice = Choice(tuple(map(tuple, wanted.choose(read, "0:5"))), wanted.words("0:5"))
+    findings = _findings(settings, data, read)
+    choice = with_places(Choice(tuple(map(tuple, wanted.choose(read, "0:5"))), wanted.words("0:5")), read, findings)
     chosen = chosen_examples(settings, data, choice)
     losses = _losses(settings, data, chosen, run)
-    write_page(page, page_data(settings, data, title, choice, chosen=chosen, losses=losses))
+    write_page(page, page_data(settings, data, title, choice, chosen=chosen, losses=losses, findings=findings))
     size = Path(page).stat().st_size
     out().print(f"{page}: {len(chosen):,} examples, {size / 1e6:.1f} MB; open it in a browser", markup=False)
+
+
+def _findings(settings: RunSettings, data: RunData, read: Sequence[Sequence[Conversation]]) -> tuple[PageFinding, ...]:
+    """What lint finds in each entry, with the entry's own mask policy."""
+    template = data.text.template
+    return page_findings(
+        lint(conversations, template, train_on=mask_policy(entry, settings)).to_dict()
+        for entry, conversations in zip(settings.data, read, strict=True)
+    )
 
 
 def _losses(settings: RunSettings, data: RunData, chosen: list[ChosenExample], run: str | None) -> BeforeAfter | None:

@@ -94,9 +94,14 @@ def sources_html(data: PageData, anchors: Anchors) -> str:
 
 def _source(source: SourceFigures, anchors: Anchors) -> str:
     share = f"{source.supervised / source.tokens:.0%}" if source.tokens else "–"
-    facts = (
-        f"format {escape(source.format)} · {source.rows:,} rows read · {source.examples:,} training examples · {source.tokens:,} tokens · "
-        f"{source.supervised:,} trained ({share})"
+    facts = " · ".join(
+        (
+            f"format {escape(source.format)}",
+            f"{source.rows:,} rows read",
+            f"{source.examples:,} training examples",
+            f"{source.tokens:,} tokens",
+            f"{source.supervised:,} trained ({share})",
+        )
     )
     charts = ""
     if source.examples:
@@ -106,7 +111,10 @@ def _source(source: SourceFigures, anchors: Anchors) -> str:
             f"<figure>{histogram_svg(source.shares, 'supervised share', 'of tokens trained', _percent)}"
             "<figcaption>supervised share of the examples</figcaption></figure>"
         )
-    return f'<article class="source"><h3>{anchors.named(source.name)}</h3><p class="facts">{facts}</p><div class="charts">{charts}</div></article>'
+    return (
+        f'<article class="source"><h3>{anchors.named(source.name)}</h3><p class="facts">{facts}</p>'
+        f'<div class="charts">{charts}</div></article>'
+    )
 
 
 def _percent(value: float) -> str:
