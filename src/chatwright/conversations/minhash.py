@@ -17,8 +17,7 @@ NUM_HASHES = 128
 """P: the standard error of an estimate is at most 0.5 / √128 = 0.044."""
 SHINGLE_WORDS = 5
 
-_CHARACTERS_PER_BATCH = 1 << 17  # a few MB of arrays; a longer text is a batch of its own
-_SHINGLES_PER_BLOCK = 2048  # [P, block] uint32 = 1 MiB: stays in the cache
+_CHARACTERS_PER_BATCH = 1 << 17  # some MB of arrays; a longer text is a batch of its own
 _OTHER, _LETTER, _IDEOGRAPH = 0, 1, 2
 _IDEOGRAPHS = ((0x2E80, 0xA000), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x33480))
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2⁶⁴
@@ -56,8 +55,8 @@ def _shingle_weights() -> np.ndarray:
 
 @cache
 def _hashes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The P hash functions x → (a·x mod 2³²) xor b, a odd: uint32 `[P, 1]` each."""
-    halves = drawn(2 * count, 2).astype(np.uint32).reshape(2, count, 1)
+    """The P hash functions x → (a·x mod 2³²) xor b, a odd: uint32 `[P]` each."""
+    halves = drawn(2 * count, 2).astype(np.uint32).reshape(2, count)
     return halves[0] | np.uint32(1), halves[1]
 
 
@@ -139,17 +138,17 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _fill(signatures: np.ndarray, shingles: np.ndarray, starts: np.ndarray) -> None:
-    """Write the least hash of each text under each function into `signatures` `[n, P]`, a block of texts at a time."""
-    a, b = _hashes(signatures.shape[1])
-    first = 0
-    while first < len(starts):
-        # As many texts as fit the block; one that is longer alone is a block of its own.
-        last = max(int(np.searchsorted(starts, starts[first] + _SHINGLES_PER_BLOCK)), first + 1)
-        end = int(starts[last]) if last < len(starts) else len(shingles)
-        hashed = shingles[starts[first] : end] * a  # [P, block]
-        hashed ^= b
-        np.minimum.reduceat(hashed, starts[first:last] - starts[first], axis=1, out=signatures[first:last].T)
-        first = last
+    """Write the least hash of each text under each function into `signatures` `[n, P]`.
+
+    One function at a time: its hashes of all shingles stay in the cache.
+    """
+    least = np.empty((signatures.shape[1], len(starts)), dtype=np.uint32)  # [P, n]
+    hashed = np.empty_like(shingles)  # [S]
+    for a, b, out in zip(*_hashes(signatures.shape[1]), least, strict=True):
+        np.multiply(shingles, a, out=hashed)
+        np.bitwise_xor(hashed, b, out=hashed)
+        np.minimum.reduceat(hashed, starts, out=out)
+    signatures[:] = least.T
 
 
 def similarity(left: np.ndarray, right: np.ndarray) -> np.ndarray:
