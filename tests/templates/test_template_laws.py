@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,7 +111,7 @@ def changed_pieces(change):  # type: ignore[no-untyped-def]
     class Changed(Broken):
         def outline(self, conversation, train_on):  # type: ignore[no-untyped-def]
             outlines = self.inner.outline(conversation, train_on)
-            return [replace(outline, pieces=tuple(change(outline.pieces, self))) for outline in outlines]
+            return [outline._replace(pieces=tuple(change(outline.pieces, self))) for outline in outlines]
 
     return Changed
 
@@ -126,21 +125,21 @@ def nanochat() -> Template:
 
 
 def test_a_lost_mask_is_noticed() -> None:
-    lost = changed_pieces(lambda pieces, _: [replace(piece, weight=1.0) for piece in pieces])
+    lost = changed_pieces(lambda pieces, _: [piece._replace(weight=1.0) for piece in pieces])
     assert {"prompt", "weights"} <= failing(lost(nanochat()), tool_chat())
 
 
 def test_a_trained_tool_result_is_noticed() -> None:
     def trained(pieces, template):  # type: ignore[no-untyped-def]
         start = next(i for i, piece in enumerate(pieces) if piece.content == template.grammar.result_start)
-        return [replace(piece, weight=1.0) if start <= i < start + 3 else piece for i, piece in enumerate(pieces)]
+        return [piece._replace(weight=1.0) if start <= i < start + 3 else piece for i, piece in enumerate(pieces)]
 
     assert "weights" in failing(changed_pieces(trained)(nanochat()), tool_chat())
 
 
 def test_an_untrained_stop_token_is_noticed() -> None:
     def untrained(pieces, template):  # type: ignore[no-untyped-def]
-        return [replace(piece, weight=0.0) if piece.content in template.stop_ids else piece for piece in pieces]
+        return [piece._replace(weight=0.0) if piece.content in template.stop_ids else piece for piece in pieces]
 
     assert {"begin and stop", "weights"} <= failing(changed_pieces(untrained)(nanochat()), chat("Hi", "Hello"))
 
@@ -153,7 +152,7 @@ def test_a_second_begin_of_text_is_noticed() -> None:
 
 def test_a_prompt_that_serving_would_not_send_is_noticed() -> None:
     def renamed(old: str, new: str):  # type: ignore[no-untyped-def]
-        return changed_pieces(lambda pieces, _: [replace(p, content=new) if p.content == old else p for p in pieces])
+        return changed_pieces(lambda pieces, _: [p._replace(content=new) if p.content == old else p for p in pieces])
 
     template = native_template("chatml")
     assert "parse" in failing(renamed("Hello", "\nHello")(template), chat("Hi", "Hello"))
@@ -162,7 +161,7 @@ def test_a_prompt_that_serving_would_not_send_is_noticed() -> None:
 
 def test_weights_of_one_turn_in_another_are_noticed() -> None:
     shifted = changed_pieces(
-        lambda pieces, _: [replace(piece, weight=pieces[i - 1].weight if i else 0.0) for i, piece in enumerate(pieces)]
+        lambda pieces, _: [piece._replace(weight=pieces[i - 1].weight if i else 0.0) for i, piece in enumerate(pieces)]
     )
     assert {"prompt", "weights"} <= failing(shifted(nanochat()), chat("Hi", "Hello", "More", "Yes"))
 

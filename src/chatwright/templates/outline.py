@@ -7,7 +7,8 @@ begins. Serving sends the prompt up to there, so training must cut there too (la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,7 @@ from chatwright.templates.tokenizer import TextTokenizer
 from chatwright.templates.twin import Place
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A text or one control token.
 
     Args:
@@ -34,16 +34,14 @@ class Piece:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(NamedTuple):
     """The pieces of one example, in order."""
 
     pieces: tuple[Piece, ...]
     key: ExampleKey
 
 
-@dataclass(frozen=True, slots=True)
-class _Gap:
+class _Gap(NamedTuple):
     """Text that is encoded in one go, and the last piece it came from."""
 
     text: str
@@ -96,21 +94,30 @@ def encode_ids(tokenizer: TextTokenizer, outlines: Sequence[Outline]) -> list[li
 
 def encode_outlines(tokenizer: TextTokenizer, outlines: Sequence[Outline]) -> list[RenderedExample]:
     """Each outline's example, all texts encoded in one batch. Position 0 is never trained: nothing predicts it."""
-    return [_example(runs, outline.key) for runs, outline in zip(_encoded(tokenizer, outlines), outlines, strict=True)]
+    groups = _encoded(tokenizer, outlines)
+    lengths = [[len(ids) for ids, _ in runs] for runs in groups]
+    ends = list(accumulate((sum(each) for each in lengths), initial=0))
+    flat = chain.from_iterable(ids for runs in groups for ids, _ in runs)
+    ids = np.fromiter(flat, dtype=np.int32, count=ends[-1])
+    run_weights = np.array([piece.weight for runs in groups for _, piece in runs], dtype=np.float32)
+    weights = np.repeat(run_weights, [length for each in lengths for length in each])
+    weights[[start for start, end in pairwise(ends) if end > start]] = 0.0
+    return [
+        RenderedExample(ids[start:end], weights[start:end], _spans(runs, sizes), outline.key)
+        for runs, sizes, start, end, outline in zip(groups, lengths, ends, ends[1:], outlines, strict=False)
+    ]
 
 
-def _example(runs: Sequence[tuple[list[int], Piece]], key: ExampleKey) -> RenderedExample:
-    ids = np.array([index for run, _ in runs for index in run], dtype=np.int32)
-    weights = np.repeat(np.array([piece.weight for _, piece in runs], dtype=np.float32), [len(run) for run, _ in runs])
-    if len(weights):
-        weights[0] = 0.0
+def _spans(runs: Sequence[tuple[list[int], Piece]], lengths: Sequence[int]) -> tuple[Span, ...]:
+    """Where the tokens came from; neighbouring runs of one origin are one span."""
     spans: list[Span] = []
-    position = 0
-    for run, piece in runs:
-        end = position + len(run)
-        if spans and (spans[-1].message, spans[-1].part) == (piece.message, piece.part):
-            spans[-1] = spans[-1]._replace(end=end)
-        elif end > position:
-            spans.append(Span(position, end, piece.message, piece.part))
+    position = message = part = 0
+    for (_, piece), length in zip(runs, lengths, strict=True):
+        end = position + length
+        if spans and message == piece.message and part == piece.part:
+            spans[-1] = Span(spans[-1].start, end, message, part)
+        elif length:
+            message, part = piece.message, piece.part
+            spans.append(Span(position, end, message, part))
         position = end
-    return RenderedExample(ids, weights, tuple(spans), key)
+    return tuple(spans)

@@ -11,9 +11,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from chatwright.errors import TemplateError
@@ -110,7 +112,7 @@ class TextTokenizer:
         return self.encode_placed([(text, Place.START if start else Place.AFTER_CONTROL) for text, start in texts])
 
     def encode_placed(self, texts: Sequence[tuple[str, Place]]) -> list[list[int]]:
-        """The ids of many (text, place) pairs; equal pairs are encoded once.
+        """The ids of many (text, place) pairs; equal pairs are encoded once and share a list, not to be changed.
 
         Raises:
             TemplateError: a text would become a control token (only a tokenizer of an unknown build can do this).
@@ -119,18 +121,29 @@ class TextTokenizer:
         keys = [(id(self._twins[place]), text) for text, place in texts]
         for twin in {id(twin): twin for twin in self._twins.values()}.values():
             wanted = [text for owner, text in dict.fromkeys(keys) if owner == id(twin)]
-            for text, ids in zip(wanted, _encode(twin, wanted), strict=True):
-                known[id(twin), text] = self._checked(ids, text)
-        return [list(known[key]) for key in keys]
+            encoded = _encode(twin, wanted)
+            self._check(encoded, wanted)
+            known.update(zip(((id(twin), text) for text in wanted), encoded, strict=True))
+        return [known[key] for key in keys]
 
-    def _checked(self, ids: list[int], text: str) -> list[int]:
-        if self._forbidden.isdisjoint(ids):
-            return ids
-        names = sorted({self.control_names[index] for index in self._forbidden.intersection(ids)})
+    def _check(self, encoded: Sequence[list[int]], texts: Sequence[str]) -> None:
+        """Refuse control ids among the ids of texts; all are looked up at once, since this guards every token."""
+        ids = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=sum(map(len, encoded)))
+        if not self._is_control[ids].any():
+            return
+        found, text = next((ids, text) for ids, text in zip(encoded, texts, strict=True) if self._is_control[ids].any())
+        names = sorted({self.control_names[index] for index in self._forbidden.intersection(found)})
         raise TemplateError(
             f"the text {text[:80]!r} would become the control token {', '.join(names)}",
             hint="this tokenizer can't keep text and control tokens apart; please report its type",
         )
+
+    @cached_property
+    def _is_control(self) -> np.ndarray:
+        """bool `[V]`: ids that no text may become."""
+        table = np.zeros(self.vocab_size, dtype=bool)
+        table[sorted(self._forbidden)] = True
+        return table
 
     @cached_property
     def _whole(self) -> Tokenizer:
