@@ -72,13 +72,18 @@ def facts_of(page: Page) -> dict:
 def full() -> PageData:
     first = shown("Hi", "Hello, żółw!", row=0)
     first = shown("Hi", "Hello, żółw!", row=0, **with_run(first))
-    return page_of(first, shown("Who?", "Me.", row=7, part=2, notes=("held out",)), run=RUN)
+    return page_of(first, shown("Who?", "Me.", row=7, part=2, in_run=False, notes=("held out",)), run=RUN)
 
 
 def test_the_page_is_balanced_and_has_every_section(full):
     page = Page(build_page(full))
     assert {"examples", "packing", "sources", "ledger", "findings", "matches", "recipe"} <= set(page.ids)
     assert len(set(page.ids)) == len(page.ids)
+
+
+def test_what_is_shown_is_counted_against_what_is_trained(full):
+    assert "1 of 2 training examples are shown, and 1 that the run doesn&#x27;t train on" in build_page(full)
+    assert "1 of 1 training examples are shown: rows" in build_page(page_of(full.examples[0]))
 
 
 def test_absent_reports_leave_no_section_and_no_link(full):

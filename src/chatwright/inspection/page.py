@@ -130,8 +130,10 @@ def _filters(data: PageData, anchors: Anchors) -> str:
 
 
 def _choice(data: PageData) -> str:
-    shown = f"{len(data.examples):,} of {data.num_examples:,} training examples are shown"
-    return f"{shown}: {data.choice}."
+    trained = sum(example.in_run for example in data.examples)
+    others = len(data.examples) - trained
+    besides = f", and {others:,} that the run doesn't train on" if others else ""
+    return f"{trained:,} of {data.num_examples:,} training examples are shown{besides}: {data.choice}."
 
 
 def _packing_facts(data: PageData) -> str:

@@ -66,7 +66,7 @@ class ShownExample:
         key: source, row and part. entry: which data entry it belongs to.
         ids: the shown tokens; `num_tokens` counts all. cells: the shown tokens as text. num_supervised: of all tokens.
         trained_runs: `[start, end)` of every trained stretch, of all tokens.
-        messages: the conversation as read. notes: what a reader must know, such as why it isn't trained.
+        messages: the conversation as read. in_run: the run trains on it. notes: what to know, such as why not.
         losses_before, losses_after: loss (nats) of each trained token by its position, where a run exists.
     """
 
@@ -78,6 +78,7 @@ class ShownExample:
     num_supervised: int
     trained_runs: tuple[tuple[int, int], ...] = ()
     messages: tuple[MessageText, ...] = ()
+    in_run: bool = True
     notes: tuple[str, ...] = ()
     losses_before: dict[int, float] | None = None
     losses_after: dict[int, float] | None = None

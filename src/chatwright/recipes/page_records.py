@@ -53,12 +53,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ChosenExample:
-    """An example as it is trained (or would be), its conversation, and what a reader must know of it."""
+    """An example as it is trained (or, with `in_run` False, would be), its conversation, and what to know of it."""
 
     entry: int
     conversation: Conversation
     example: RenderedExample
     notes: tuple[str, ...] = ()
+    in_run: bool = True
 
 
 def with_places(choice: Choice, read: Sequence[Sequence[Conversation]], findings: Sequence[PageFinding]) -> Choice:
@@ -93,7 +94,7 @@ def chosen_examples(settings: RunSettings, data: RunData, choice: Choice) -> lis
                 found += [_as_trained(number, conversation, each, rendered.get(each.key.part)) for each in stored]
             else:
                 why = _why_absent(settings, data, conversation, group)
-                found += [ChosenExample(number, conversation, example, (why,)) for example in group]
+                found += [ChosenExample(number, conversation, example, (why,), in_run=False) for example in group]
     return found
 
 
@@ -214,6 +215,7 @@ def _shown(data: RunData, chosen: ChosenExample, losses: BeforeAfter | None, num
         num_supervised=example.num_supervised,
         trained_runs=stretches(trained_mask(example)),
         messages=tuple(_message(message) for message in chosen.conversation.messages),
+        in_run=chosen.in_run,
         notes=chosen.notes,
         losses_before=losses.before[number] if losses else None,
         losses_after=losses.after[number] if losses else None,

@@ -53,7 +53,7 @@
   };
   const probability = (loss) => {
     const percent = Math.exp(-loss) * 100;
-    return percent >= 0.1 ? percent.toFixed(percent >= 99.95 ? 0 : 1) + " %" : percent.toExponential(0) + " %";
+    return percent >= 0.1 ? percent.toFixed(percent >= 99.95 ? 0 : 1) + " %" : Number(percent.toPrecision(1)) + " %";
   };
   const tell = (cell) => {
     const [number, at] = place.get(cell);
