@@ -16,7 +16,7 @@ from chatwright.conversations.filters import ExactDuplicates, NearDuplicates, Ro
 from chatwright.conversations.sources import load_conversations
 from chatwright.conversations.text_measures import GOPHER_LIMITS, repetition, symbol_share
 from chatwright.errors import ConfigError, DataError, UserError
-from chatwright.settings import build
+from chatwright.settings import build, dump_yaml, parse_yaml
 from shared_files import shared
 
 
@@ -40,6 +40,19 @@ def test_a_reply_that_is_not_trained_does_not_count():
         (row.messages[0], type(message)("assistant", message.parts, train=False), *chat("b", "c").messages)
     )
     assert filters({"kind": "empty_reply"}).reason(untrained) is None
+
+
+def test_settings_are_written_and_read_back():
+    given = [
+        {"kind": "length", "min": 3},
+        {"kind": "field", "field": "a", "allow": [True, 1, None, "x", 2.5]},
+        {"kind": "near_duplicates"},
+    ]
+    made = build(DataSettings, {"path": "x.jsonl", "filters": given, "transforms": [{"kind": "drop_system"}]}, "recipe")
+    for only_changed in (True, False):
+        again = build(DataSettings, parse_yaml(dump_yaml(made, only_changed=only_changed), "again"), "again")
+        assert again == made
+        assert [type(value) for value in again.filters[1].allow] == [bool, int, type(None), str, float]
 
 
 def test_the_first_filter_that_drops_gives_the_reason_under_its_name():
@@ -166,6 +179,7 @@ def test_gophers_rules_by_hand():
     assert repetition(twice, limits=GOPHER_LIMITS._replace(duplicates=(1.0,) * 6)) is None
     assert symbol_share("a b!") == pytest.approx(1 / 3)
     assert symbol_share(" ") == 0
+    assert symbol_share("मेरा बेटा पैदा हुआ।") < 0.1
 
 
 def test_filters_on_real_rows():

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from chatwright.conversations.kinds import KindSettings
 from chatwright.conversations.python_filter import PythonFilter
 from chatwright.conversations.row_filters import (
     EmptyReplyFilter,
@@ -26,41 +27,23 @@ from chatwright.conversations.row_filters import (
     TruncatedFilter,
 )
 from chatwright.conversations.schema import Conversation
-from chatwright.settings import Settings
 
 
-class ExactDuplicates(Settings):
-    """Drops rows that repeat an earlier row word for word (whitespace aside); the first stays.
-
-    Args:
-        name: what the ledger calls it; the kind where not given.
-    """
+class ExactDuplicates(KindSettings):
+    """Drops rows that repeat an earlier row word for word (whitespace aside); the first stays."""
 
     kind: Literal["exact_duplicates"] = "exact_duplicates"
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """What the ledger calls this filter."""
-        return self.name or self.kind
 
 
-class NearDuplicates(Settings):
+class NearDuplicates(KindSettings):
     """Drops rows that share most 5-word shingles with an earlier row that stays.
 
     Args:
         threshold: the estimated Jaccard similarity from which two rows are the same.
-        name: what the ledger calls it; the kind where not given.
     """
 
     kind: Literal["near_duplicates"] = "near_duplicates"
     threshold: float = Field(default=0.8, ge=0.3, le=1)
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """What the ledger calls this filter."""
-        return self.name or self.kind
 
 
 FilterSettings = Annotated[

@@ -14,26 +14,15 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from chatwright.conversations.exchanges import answers, exchanges, written_length
+from chatwright.conversations.kinds import KindSettings
 from chatwright.conversations.languages import known_languages, language_of
 from chatwright.conversations.schema import Conversation, Role
 from chatwright.conversations.text_measures import CUT_CHARACTERS, is_unfinished, repeats, repetition, symbol_share
 from chatwright.errors import ConfigError
-from chatwright.settings import Settings
 
 
-class RowFilter(Settings, ABC):
-    """What every row filter has.
-
-    Args:
-        name: what the ledger calls it; the kind where not given.
-    """
-
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """What the ledger calls this filter."""
-        return self.name or str(getattr(self, "kind", ""))
+class RowFilter(KindSettings, ABC):
+    """What every row filter has."""
 
     def prepare(self) -> None:
         """Load what the filter needs, before the first row.

@@ -8,11 +8,12 @@ was changed for chat replies stands at each function.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_WORD_CHARACTERS = re.compile(r"[^\W_]+")
+_SYMBOL = re.compile(r"[^\w\s]|_")
 _TOKENS = re.compile("[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\\W_]+")
 _SPACES = re.compile(r"\s+")
 
@@ -54,6 +55,8 @@ def plain(text: str) -> str:
 
 def repeats(prompt: str, reply: str, min_characters: int = 20) -> bool:
     """Whether a reply begins with the whole prompt (case and whitespace aside); short prompts are greeted back."""
+    if not plain(reply[:200]).startswith(plain(prompt[:100])[:15]):
+        return False  # almost every reply
     asked = plain(prompt)
     return len(asked) >= min_characters and plain(reply[: 2 * len(prompt) + 100]).startswith(asked)
 
@@ -89,9 +92,12 @@ def without_code(text: str) -> str:
 
 
 def symbol_share(text: str) -> float:
-    """The share of a text's visible characters that are neither letters nor digits; 0 for a blank text."""
-    visible = len(_SPACES.sub("", text))
-    return 1 - sum(map(len, _WORD_CHARACTERS.findall(text))) / visible if visible else 0.0
+    """The share of a text's visible characters that are neither letters, marks on letters nor digits; 0 if blank."""
+    visible = sum(map(len, text.split()))
+    symbols = _SYMBOL.findall(text)
+    if not text.isascii():  # the vowel signs of Hindi, Thai and others are marks, not symbols
+        symbols = [symbol for symbol in symbols if not unicodedata.category(symbol).startswith("M")]
+    return len(symbols) / visible if visible else 0.0
 
 
 def has_mojibake(text: str) -> bool:
@@ -111,6 +117,8 @@ def main_script(text: str, min_letters: int = 10) -> str | None:
     Args:
         text: any text. min_letters: with fewer letters there is no answer.
     """
+    if text.isascii():
+        return "latin" if len(_SCRIPTS["latin"].findall(text)) >= min_letters else None
     counts = {name: len(pattern.findall(text)) for name, pattern in _SCRIPTS.items()}
     if counts["kana"] * 8 >= counts["han"]:
         counts["kana"] += counts["han"] if counts["kana"] else 0

@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from chatwright.conversations.kinds import KindSettings
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.errors import UserError
-from chatwright.settings import Settings
 
 _LINE_ENDS = re.compile(r"\r\n?")
 
@@ -35,19 +35,8 @@ class Draws:
         return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-class Transform(Settings, ABC):
-    """What every transform has.
-
-    Args:
-        name: what the records call it; the kind where not given.
-    """
-
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """What the records call this transform."""
-        return self.name or str(getattr(self, "kind", ""))
+class Transform(KindSettings, ABC):
+    """What every transform has."""
 
     def prepare(self) -> None:
         """Load what the transform needs, before the first row.
