@@ -11,6 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from page_records import RUN, SOURCE, page_of, shown, with_run
 
+from chatwright.conversations.schema import Conversation, Message
+from chatwright.inspection.contamination import ContaminationIndex, ContaminationSettings
+from chatwright.inspection.contamination_report import ContaminationReport
+from chatwright.inspection.evaluation_texts import EvalText
 from chatwright.inspection.page import build_page, write_page
 from chatwright.inspection.page_data import PageData
 from chatwright.inspection.page_reports import page_findings, page_matches
@@ -225,3 +229,18 @@ def test_reports_become_records_the_gravest_first():
     hit |= {"kind": "ngram", "share": 0.8, "train": side, "evaluation": side}
     html = build_page(page_of(shown("a", "b"), matches=page_matches({"hits": [hit]})))
     assert "… <mark>same</mark> words" in html and "80% of the test&#x27;s question" in html
+
+
+def test_a_real_contamination_report_becomes_matches():
+    question = (
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May, she says."
+    )
+    item = EvalText("gsm8k", "test", "gsm8k.jsonl", 3, question, "question")
+    index = ContaminationIndex.build([item], ContaminationSettings())
+    row = Conversation((Message.of("user", f"Please solve: {question}"), Message.of("assistant", "72")), source=SOURCE)
+    report = ContaminationReport({"gsm8k": 1})
+    report.add(index, [row], index.matches([row]))
+    (match,) = page_matches(report.to_dict())
+    assert (match.place.source, match.place.row, match.reference) == (SOURCE, 0, "gsm8k (test) row 3, question")
+    html = build_page(page_of(shown("a", "b"), matches=(match,)))
+    assert "<mark>Natalia sold clips" in html and "100% of the test&#x27;s question" in html
