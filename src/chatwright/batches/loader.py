@@ -7,10 +7,10 @@ micro-batches and knows the whole step's sums without asking the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from chatwright.batches.packed_batch import PackedBatch
 from chatwright.batches.token_store import TokenStore
 from chatwright.packing.pack_plan import PackPlan
 from chatwright.templates.rendered import ExampleKey
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,26 +145,43 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[StepBatches]:
         """Give the steps in order. An error in the background is raised here, at its step; leaving early stops it."""
-        waiting: deque[Future[StepBatches]] = deque()
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chatwright-loader")
-        try:
-            for step in range(self.start_step, self.plan.num_steps):
-                waiting.append(thread.submit(self._make, step))
-                if len(waiting) > self.prefetch:
-                    yield self._on_device(waiting.popleft().result())
-            while waiting:
-                yield self._on_device(waiting.popleft().result())
-        finally:
-            thread.shutdown(wait=True, cancel_futures=True)
-
-    def _on_device(self, batches: StepBatches) -> StepBatches:
-        return replace(batches, packs=[pack.to(self.device) for pack in batches.packs])
+        steps = range(self.start_step, self.plan.num_steps)
+        for batches in made_ahead(self._make, steps, self.prefetch):
+            yield on_device(batches, self.device)
 
     def _make(self, step: int) -> StepBatches:
         batches = step_batches(self.store, self.plan, step, self.rank, self.world_size, self.pad_to, self.pad_multiple)
-        if self.device.type != "cuda":
-            return batches
-        return replace(batches, packs=[_pinned(pack) for pack in batches.packs])
+        return pinned_for(batches, self.device)
+
+
+def made_ahead(make: Callable[[int], T], steps: range, prefetch: int) -> Iterator[T]:
+    """What `make` gives for each step in order, made by one background thread, `prefetch` steps ahead.
+
+    An error is raised here, at its step; leaving early stops the thread.
+    """
+    waiting: deque[Future[T]] = deque()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chatwright-loader")
+    try:
+        for step in steps:
+            waiting.append(thread.submit(make, step))
+            if len(waiting) > prefetch:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
+
+
+def on_device(batches: StepBatches, device: torch.device) -> StepBatches:
+    """The step with its packs on a device."""
+    return replace(batches, packs=[pack.to(device) for pack in batches.packs])
+
+
+def pinned_for(batches: StepBatches, device: torch.device) -> StepBatches:
+    """The step with its packs in page-locked memory where the device is a CUDA GPU."""
+    if device.type != "cuda":
+        return batches
+    return replace(batches, packs=[_pinned(pack) for pack in batches.packs])
 
 
 def _pinned(batch: PackedBatch) -> PackedBatch:

@@ -39,7 +39,13 @@ class RowRange:
 
 
 def split_source(
-    source: str, rows_per_range: int, start: int = 0, stop: int | None = None, step: int = 1
+    source: str,
+    rows_per_range: int,
+    start: int = 0,
+    stop: int | None = None,
+    step: int = 1,
+    *,
+    unread: bool = False,
 ) -> list[RowRange]:
     """Cut a source into ranges of about `rows_per_range` rows, in the order of its rows.
 
@@ -48,13 +54,14 @@ def split_source(
         rows_per_range: most rows of a range that is cut out of a larger file; small files share a range.
         start, stop, step: the rows of the whole source to use, counted over its files. Several files, or one whose
             rows can't be counted cheaply, are one range then, since only reading tells where a row stands.
+        unread: cut without reading: files of JSON lines stay whole.
 
     Raises:
         DataError: if there is no such source.
     """
     files = [str(path) for path in local_files(source)]
     if len(files) == 1:
-        return list(_cut(files[0], rows_per_range, RowRange((files[0],), start, stop, step)))
+        return list(_cut(files[0], rows_per_range, RowRange((files[0],), start, stop, step), unread))
     if start or stop is not None or step > 1:
         return [RowRange(tuple(files), start, stop, step)]
     ranges: list[RowRange] = []
@@ -65,7 +72,7 @@ def split_source(
             continue
         ranges += [RowRange(tuple(small))] if small else []
         small = []
-        ranges += _cut(path, rows_per_range, RowRange((path,)))
+        ranges += _cut(path, rows_per_range, RowRange((path,)), unread)
     return [*ranges, RowRange(tuple(small))] if small else ranges
 
 
@@ -73,11 +80,11 @@ def _is_small(path: str) -> bool:
     return Path(path).is_file() and Path(path).stat().st_size < SMALL_FILE_BYTES
 
 
-def _cut(path: str, rows_per_range: int, wanted: RowRange) -> Iterator[RowRange]:
+def _cut(path: str, rows_per_range: int, wanted: RowRange, unread: bool) -> Iterator[RowRange]:
     """The wanted rows of one file, cut where its type allows it."""
     wanted = RowRange((path,), wanted.first, wanted.stop, wanted.step)
     suffix = Path(path).suffix.lower()
-    if _is_small(path) or suffix not in (*JSON_LINES, ".parquet"):
+    if _is_small(path) or suffix not in ((".parquet",) if unread else (*JSON_LINES, ".parquet")):
         yield wanted
     elif suffix == ".parquet":
         yield from _cut_parquet(wanted, rows_per_range * wanted.step)
@@ -135,6 +142,9 @@ def read_range(rows: RowRange) -> Iterator[RawRow]:
         yield from islice(_lines_from(rows), 0, None if rows.stop is None else rows.stop - rows.first, rows.step)
     elif suffix == ".parquet" and len(rows.files) == 1 and rows.stop is not None:
         yield from islice(read_parquet_range(Path(path), rows.first, rows.stop), 0, None, rows.step)
+    elif suffix in JSON_LINES and len(rows.files) == 1 and rows.first:
+        length = None if rows.stop is None else max(0, rows.stop - rows.first)
+        yield from islice(_lines_after(path, rows.first), 0, length, rows.step)
     else:
         chained: Iterable[RawRow] = chain.from_iterable(map(scan_file, rows.files))
         yield from islice(chained, rows.first, rows.stop, rows.step)
@@ -150,4 +160,17 @@ def _lines_from(rows: RowRange) -> Iterator[RawRow]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield parse_line(line, path, row, number)
+                row += 1
+
+
+def _lines_after(path: str, skipped: int) -> Iterator[RawRow]:
+    """The rows of a file of JSON lines behind the first `skipped`, which aren't parsed."""
+    row = 0
+    with open_data_file(Path(path)) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                if row >= skipped:
+                    yield parse_line(line, path, row, number)
                 row += 1

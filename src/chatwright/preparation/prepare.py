@@ -119,12 +119,16 @@ def plan_entry(
         chosen = entry.start or entry.stop is not None
         where = f" in [{entry.start or 0}, {'end' if entry.stop is None else entry.stop})" if chosen else ""
         raise DataError(f"there are no rows{where}", source=entry.path or "", hint="give a source that has rows")
-    work = EntryWork(entry, name, _format(entry, head), train_on, heldout)
+    work = EntryWork(entry, name, entry_format(entry, head), train_on, heldout)
     return PlannedEntry(work, shards=tuple(Shard(shard.name, work, shard.rows) for shard in shards))
 
 
-def _format(entry: DataSettings, head: Sequence[RawRow]) -> str:
-    """The entry's format; where it is detected, from the first rows that can be read."""
+def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
+    """The entry's format; where it is detected, from its first rows (at least one) that can be read.
+
+    Raises:
+        DataError: none can be read, or they are of no known format.
+    """
     if entry.format != "auto":
         return entry.format
     if entry.on_bad_row == "error":

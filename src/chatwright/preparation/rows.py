@@ -253,13 +253,13 @@ def _trainable(examples: Sequence[RenderedExample], work: EntryWork, ledger: Led
     """The examples with at least one supervised token.
 
     Raises:
-        DataError: one has none, and the entry doesn't skip bad rows.
+        DataError: one has none, and the entry neither skips bad rows nor is streamed (a budget limits it then).
     """
     kept = []
     for example in examples:
         if example.num_supervised:
             kept.append(example)
-        elif work.entry.on_bad_row == "skip":
+        elif work.entry.on_bad_row == "skip" or work.streamed:
             ledger.count(work.name, Stage.DROPPED, 1, len(example.ids), "nothing to train")
         else:
             raise DataError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
+
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.row_ranges import RowRange
 from chatwright.settings import Settings
@@ -23,6 +25,20 @@ class PreparationSettings(Settings):
 
     workers: int = 0
     rows_per_shard: int = 10_000
+
+
+class StreamingSettings(Settings):
+    """Rows are read while the run trains, for data without an end, or too large to prepare first.
+
+    Args:
+        readers: logical readers, which share the rows; the steps depend on their number, never on that of the ranks.
+        max_tokens: the run's length in tokens, every pack counted as full; in place of `train.max_steps`.
+        max_dropped_share: the run stops when more than this share of an entry's examples is too long or trains nothing.
+    """
+
+    readers: int = Field(4, ge=1, le=1024)
+    max_tokens: int | None = Field(None, gt=0)
+    max_dropped_share: float = Field(0.05, ge=0, le=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,7 @@ class EntryWork:
         format: a name of `CONVERTERS`, `task` or `conversations`; never `auto`.
         train_on: the mask policy.
         heldout: all of it is held out.
+        streamed: it is read while the run trains, so one row with nothing to train doesn't stop it.
     """
 
     entry: DataSettings
@@ -62,6 +79,7 @@ class EntryWork:
     format: str
     train_on: TrainOn
     heldout: bool = False
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
