@@ -9,6 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+_MARKS = {
+    "UTF-32": b"\xff\xfe\0\0",
+    "UTF-16": b"\xff\xfe",
+    "UTF-16 (big-endian)": b"\xfe\xff",
+    "a gzip archive": b"\x1f\x8b",
+    "a zip archive": b"PK\x03\x04",
+    "a parquet file": b"PAR1",
+}
+"""What files that aren't UTF-8 begin with."""
+
 
 class UserError(Exception):
     """A mistake in what the user gave: says what was found, where, and what to do next.
@@ -83,6 +93,14 @@ class DataError(UserError):
         if field:
             place += f", field {field!r}"
         super().__init__(message, place=place, hint=hint)
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that should be UTF-8, in words."""
+    for encoding, mark in _MARKS.items():
+        if error.object.startswith(mark):
+            return f"is {encoding}, not UTF-8"
+    return f"is not UTF-8 (byte {error.start:,} is 0x{error.object[error.start]:02x})"
 
 
 class TemplateError(UserError):

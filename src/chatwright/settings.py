@@ -12,7 +12,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from chatwright.errors import ConfigError
+from chatwright.errors import ConfigError, not_utf8
 
 T = TypeVar("T", bound="Settings")
 
@@ -40,6 +40,57 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
+def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The value of YAML text, refusing what PyYAML takes without a word.
+
+    Raises:
+        yaml.YAMLError: text that can't be parsed, a key that stands twice in one mapping, aliases that lead back to
+            themselves or that grow the text more than tenfold, nesting beyond reason, numbers and dates that are none.
+    """
+    reader = loader(text)
+    try:
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        _weigh(node, {}, 10 * len(text) + 1000)
+        return reader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("is nested too deeply") from None
+    except ValueError as error:  # 2024-99-99, an integer of thousands of digits
+        raise yaml.YAMLError(f"holds a value that can't be read: {str(error)[:120]}") from None
+    finally:
+        reader.dispose()
+
+
+def _weigh(node: yaml.Node, weights: dict[int, int], most: int) -> int:
+    """How many nodes the value has once its aliases are written out; 0 while a node is being weighed."""
+    if id(node) in weights:
+        weight = weights[id(node)]
+        if not weight:
+            raise yaml.MarkedYAMLError(problem="an alias leads back to itself", problem_mark=node.start_mark)
+        return weight
+    weights[id(node)], weight = 0, 1
+    if isinstance(node, yaml.MappingNode):
+        _require_own_keys(node)
+        weight += sum(_weigh(key, weights, most) + _weigh(value, weights, most) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        weight += sum(_weigh(item, weights, most) for item in node.value)
+    if weight > most:
+        raise yaml.MarkedYAMLError(problem="its aliases repeat too much", problem_mark=node.start_mark)
+    weights[id(node)] = weight
+    return weight
+
+
+def _require_own_keys(node: yaml.MappingNode) -> None:
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+        if name is not None and name in seen:
+            raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands here twice", problem_mark=key.start_mark)
+        if name is not None:
+            seen.add(name)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text.
 
@@ -47,11 +98,11 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: naming the line that can't be parsed.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass: safe
+        return load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError([f"{where}{getattr(error, 'problem', error)}"], source=source) from None
+        raise ConfigError([f"{where}{getattr(error, 'problem', None) or error}"], source=source) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -62,8 +113,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError([f"can't be read: {error}"], source=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{not_utf8(error)}: save the file as UTF-8"], source=str(path)) from None
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError([f"must be a mapping of settings, found {type(data).__name__}"], source=str(path))

@@ -19,18 +19,19 @@ TEXTS = st.lists(
 NAMES = st.one_of(st.sampled_from(["get_weather", "python", "f", "名"]), st.text("ab\u00e9 ", min_size=1, max_size=3))
 CALL_IDS = st.sampled_from([None, None, "call_1", "call_2", ""])
 FIELDS = st.one_of(st.sampled_from(["id", "source", "answer", "parts", "from", "chosen", "rejected"]), TEXTS)
-JSON = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(),
-        st.floats(allow_nan=False, allow_infinity=False),
-        TEXTS,
-        st.just("\ud800"),
-    ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
-    max_leaves=6,
-)
+PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXTS)
+
+
+def _nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+        max_leaves=6,
+    )
+
+
+JSON = _nested(PLAIN)
+ANY_JSON = _nested(st.one_of(PLAIN, st.just("\ud800")))
 ARGUMENTS = st.one_of(st.dictionaries(TEXTS, JSON, max_size=2).map(lambda a: json.dumps(a, ensure_ascii=True)), TEXTS)
 COMPACT = st.dictionaries(TEXTS, st.integers(), max_size=2).map(
     lambda a: json.dumps(a, ensure_ascii=False, separators=(",", ":"))
@@ -73,7 +74,7 @@ def conversations() -> st.SearchStrategy[Conversation]:
         st.lists(MESSAGES, min_size=1, max_size=4),
         st.lists(TOOLS, max_size=2),
         st.dictionaries(TEXTS, JSON, max_size=2),
-        st.dictionaries(FIELDS, JSON, max_size=3),
+        st.dictionaries(FIELDS, ANY_JSON, max_size=3),
     )
 
 

@@ -153,7 +153,7 @@ def test_a_dataset_in_memory_loses_arrow_nulls():
         ("a.csv", b'a,b\n"x', "not CSV"),
         ("a.csv", b"a,b\n1,2,3\n", "line 2 has 3 values"),
         ("a.csv", b"\xff\xfe", "not UTF-8"),
-        ("a.jsonl", b"\xff\n", "line 1 is not JSON"),
+        ("a.jsonl", b"\xff\n", "line 1 is not UTF-8"),
         ("a.jsonl.gz", b"no gzip", "can't be read"),
         ("a.jsonl.gz", gzip.compress(LINES * 99)[:40], "can't be read"),
         ("a.parquet", b"no parquet", "parquet"),

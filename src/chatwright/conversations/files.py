@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import dropwhile, takewhile
@@ -20,11 +21,17 @@ import yaml
 from chatwright.conversations.compression import unpacked, unpacked_name, unpacking_errors
 from chatwright.conversations.places import shown, without_nulls
 from chatwright.conversations.stores import StoreFile, driver_errors
-from chatwright.errors import DataError
+from chatwright.errors import DataError, not_utf8
+from chatwright.settings import load_yaml
 
 ROWS_PER_BATCH = 1024
 _LONGEST_CSV_FIELD = 2**31 - 1
 DataFile = Path | StoreFile
+
+_REPAIR_FILE = "repair the file"
+_REPAIR_LINE = "repair or remove the line, or set on_bad_row: skip"
+_LFS_POINTER = b"version https://git-lfs"
+_LFS_HINT = "this is a pointer of Git LFS, not the file: fetch it with git lfs pull"
 
 
 class RawRow(NamedTuple):
@@ -77,9 +84,7 @@ def _read_text(path: DataFile) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"is not UTF-8 (byte {error.start:,})", source=str(path), hint="save the file as UTF-8"
-        ) from None
+        raise DataError(not_utf8(error), source=str(path), hint="save the file as UTF-8") from None
 
 
 def read_jsonl(path: DataFile) -> Iterator[RawRow]:
@@ -99,12 +104,16 @@ def parse_line(line: bytes, source: str, index: int, number: int) -> RawRow:
     """The row of one JSON line; `index` is the row's number, `number` the line's, from 1."""
     try:
         return RawRow(json.loads(line.decode("utf-8")), source, index)
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        message, hint = f"line {number} {not_utf8(error)}: {shown(line[:60])}", "save the file as UTF-8"
+    except RecursionError:
+        message, hint = f"line {number} is nested too deeply: {shown(line[:60])}", _REPAIR_LINE
+    except ValueError as error:
         # json's own "line 1 column 97" counts inside this line.
         reason = str(error).replace("line 1 column", "column")
         message = f"line {number} is not JSON ({reason}): {shown(line[:60])}"
-        hint = "repair or remove the line, or set on_bad_row: skip"
-        return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
+        hint = _LFS_HINT if line.startswith(_LFS_POINTER) else _REPAIR_LINE
+    return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
 
 
 def read_json_file(path: DataFile) -> Iterator[RawRow]:
@@ -116,9 +125,12 @@ def read_json_file(path: DataFile) -> Iterator[RawRow]:
         if error.msg == "Extra data" and error.lineno > 1:
             yield from read_jsonl(path)
             return
-        raise DataError(f"is not JSON: {error}", source=source, hint="repair the file") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"holds JSON that can't be read: {error}", source=source, hint="repair the file") from None
+        hint = _LFS_HINT if error.doc.startswith(_LFS_POINTER.decode()) else _REPAIR_FILE
+        raise DataError(f"is not JSON: {error}", source=source, hint=hint) from None
+    except RecursionError:
+        raise DataError("holds JSON that can't be read: nested too deeply", source=source, hint=_REPAIR_FILE) from None
+    except ValueError as error:
+        raise DataError(f"holds JSON that can't be read: {error}", source=source, hint=_REPAIR_FILE) from None
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
     if not isinstance(data, list):
@@ -139,6 +151,9 @@ def read_csv(path: DataFile) -> Iterator[RawRow]:
     lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
         header = next(lines, [])
+        if twice := [name for name, count in Counter(header).items() if count > 1]:
+            names = ", ".join(map(repr, twice))
+            raise DataError(f"the header names {names} twice", source=source, hint="give each column its own name")
         index = 0
         for values in lines:
             if not values:
@@ -161,9 +176,9 @@ def read_yaml_dialogues(path: DataFile) -> Iterator[RawRow]:
     """A YAML list of rows, or chatterbot-corpus's `conversations: [[question, answer, …], …]`."""
     source = str(path)
     try:
-        data = yaml.safe_load(_read_text(path))
+        data = load_yaml(_read_text(path))
     except yaml.YAMLError as error:
-        raise DataError(f"is not YAML: {error}", source=source, hint="repair the file") from None
+        raise DataError(f"is not YAML that can be read: {error}", source=source, hint=_REPAIR_FILE) from None
     rows = data.get("conversations") if isinstance(data, dict) else data
     if not isinstance(rows, list):
         raise DataError("must hold a list of rows, alone or as 'conversations'", source=source)
@@ -181,7 +196,7 @@ def read_parquet(path: DataFile) -> Iterator[RawRow]:
         with pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open("rb")) as file:
             yield from _arrow_rows(file.iter_batches(batch_size=ROWS_PER_BATCH), source, 0)
     except pyarrow.ArrowException as error:
-        raise DataError(f"is not a parquet file that can be read: {error}", source=source) from None
+        raise _not_parquet(path, error) from None
 
 
 def read_parquet_range(path: Path, first: int, stop: int) -> Iterator[RawRow]:
@@ -199,7 +214,14 @@ def read_parquet_range(path: Path, first: int, stop: int) -> Iterator[RawRow]:
                     yield from _inside(_arrow_rows(batches, source, begin), first, stop)
                 begin = end
     except pyarrow.ArrowException as error:
-        raise DataError(f"is not a parquet file that can be read: {error}", source=source) from None
+        raise _not_parquet(path, error) from None
+
+
+def _not_parquet(path: DataFile, error: Exception) -> DataError:
+    with path.open("rb") as file:
+        pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    message = f"is not a parquet file that can be read: {error}"
+    return DataError(message, source=str(path), hint=_LFS_HINT if pointer else "fetch the file again")
 
 
 def _inside(rows: Iterator[RawRow], first: int, stop: int) -> Iterator[RawRow]:

@@ -7,14 +7,16 @@ Sources of the formats: OpenAI's chat fine-tuning guide (messages, tools, weight
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from chatwright.conversations.parts import name_and_id, read_content, read_tool_calls, read_tools
-from chatwright.conversations.places import Place, read_json, read_list, read_mapping, read_text, shown
+from chatwright.conversations.places import Place, compact_json, read_json, read_list, read_mapping, read_text, shown
 from chatwright.conversations.schema import Conversation, Message, Part, Role
+
+LARGEST_WEIGHT = 1_000_000
+"""A loss weight above this is a mistake: sums of weights are kept in float32 on the way."""
 
 EXTRA_FIELD = "chatwright_extra"
 """Further fields of a row, as one JSON object: parquet files that `chatwright convert` writes have fixed columns."""
@@ -109,11 +111,14 @@ def make_conversation(
     """
     row = _unpacked(row, place)
     known = {*used, "tools", "system", "chat_template_kwargs"}
-    variables = read_json(row.get("chat_template_kwargs") or {}, place.at("chat_template_kwargs"))
+    at = place.at("chat_template_kwargs")
+    variables = read_mapping(read_json(row.get("chat_template_kwargs") or {}, at), at)
+    if variables:
+        compact_json(variables, at)  # texts that a template may write
     return Conversation(
         messages=name_results(_with_system(messages, row.get("system"), place.at("system"))),
         tools=read_tools(row.get("tools"), place.at("tools")) or tools,
-        variables=dict(read_mapping(variables, place.at("chat_template_kwargs"))),
+        variables=dict(variables),
         source=place.source,
         row=place.row,
         extra={key: value for key, value in row.items() if key not in known and value is not None},
@@ -164,7 +169,9 @@ def read_role(value: Any, names: Mapping[str, Role], place: Place) -> Role:
         DataError: for an unknown name, listing the known ones.
     """
     if not isinstance(value, str) or value not in names:
-        raise place.error(f"unknown role {shown(value)}", f"known roles: {', '.join(names)}")
+        near = value.strip().casefold() if isinstance(value, str) else ""
+        hint = f"known roles: {', '.join(names)}"
+        raise place.error(f"unknown role {shown(value)}", f"did you mean {near!r}? {hint}" if near in names else hint)
     return names[value]
 
 
@@ -234,8 +241,8 @@ def _read_flags(item: Mapping[str, Any], place: Place) -> tuple[bool | None, flo
         raise place.at("train").error(f"must be true or false, found {shown(train)}")
     if weight is None:
         return train, 1.0
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-        raise place.at("weight").error(f"must be a number of 0 or more, found {shown(weight)}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= LARGEST_WEIGHT:
+        raise place.at("weight").error(f"must be a number from 0 to {LARGEST_WEIGHT:,}, found {shown(weight)}")
     if weight == 0 and train:
         raise place.at("weight").error("is 0 while 'train' is true", "keep one of the two")
     return (False if weight == 0 else train), float(weight)

@@ -175,4 +175,5 @@ def _read_tool(item: Any, place: Place) -> Mapping[str, Any]:
             f"a tool definition needs a name, found {shown(item)}",
             'write {"type": "function", "function": {"name": …, "parameters": …}}',
         )
+    compact_json(tool, place)  # what a template will write
     return tool if "function" in tool else {"type": "function", "function": tool}

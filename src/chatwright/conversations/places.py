@@ -6,12 +6,18 @@ This module knows nothing of formats; converters are built from it.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from chatwright.errors import DataError
 
 _SHOWN_LENGTH = 80
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _SHOWN_LENGTH
+
+
+_REPAIR = "repair the text: a JSON \\ud800–\\udfff escape must come in pairs"
 
 
 class Place(NamedTuple):
@@ -32,9 +38,15 @@ class Place(NamedTuple):
 
 
 def shown(value: Any) -> str:
-    """A value for a message: its `repr`, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}… ({len(text):,} characters)"
+    """A value for a message: its `repr`, cut to a readable length, whatever its size, depth or cycles."""
+    if isinstance(value, str | bytes):
+        text = repr(value[:_SHOWN_LENGTH])
+        return text if len(value) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}… ({len(value):,} characters)"
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}…"
 
 
 def read_text(value: Any, place: Place) -> str:
@@ -51,7 +63,7 @@ def read_text(value: Any, place: Place) -> str:
     except UnicodeEncodeError as error:
         raise place.error(
             f"holds half a character ({value[error.start]!r} at character {error.start}) that UTF-8 can't write",
-            "repair the text: a JSON \\ud800–\\udfff escape must come in pairs",
+            _REPAIR,
         ) from None
     return value
 
@@ -93,18 +105,28 @@ def read_json(value: Any, place: Place) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise place.error(f"is not JSON ({error}): {shown(value)}") from None
+    except RecursionError:
+        raise place.error(f"is JSON nested too deeply: {shown(value)}") from None
 
 
 def compact_json(value: Any, place: Place) -> str:
     """`value` as JSON without spaces, letters of every script as they are.
 
     Raises:
-        DataError: if it holds what JSON has no word for, such as a date from a parquet column.
+        DataError: if it holds what JSON has no word for, such as a date from a parquet column, or what UTF-8 has no
+            bytes for.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise place.error(f"holds half a character ({half!r}) that UTF-8 can't write", _REPAIR) from None
+    except RecursionError:
+        raise place.error(f"is nested too deeply: {shown(value)}") from None
     except (TypeError, ValueError) as error:
         raise place.error(f"can't be written as JSON ({error}): {shown(value)}") from None
+    return text
 
 
 def without_nulls(value: Any) -> Any:

@@ -294,7 +294,10 @@ def local_files(source: str) -> list[Path]:
         DataError: if there are none.
     """
     source = os.path.expandvars(source.removeprefix(LOCAL_SCHEME))
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        raise DataError("there is no such user's home", source=source, hint="write the whole path") from None
     if _is_readable(path):
         return [path]
     if path.is_dir():
@@ -308,12 +311,20 @@ def local_files(source: str) -> list[Path]:
         problem, hint = "no file matches this pattern", f"paths are relative to {Path.cwd()}"
     else:
         found = []
-        problem, hint = "there is no such file or folder", f"paths are relative to {Path.cwd()}"
+        problem, hint = _why_absent(path), f"paths are relative to {Path.cwd()}"
         if "$" in source:
             hint = f"set the environment variable that it begins with, such as export CHATWRIGHT_DATA=FOLDER; or {hint}"
     if not found:
         raise DataError(problem, source=source, hint=hint)
     return found
+
+
+def _why_absent(path: Path) -> str:
+    """Why a path is neither a file nor a folder."""
+    if path.is_symlink():
+        target = path.readlink()
+        return f"is a link to {target}, which leads " + ("nowhere" if target != Path(path.name) else "back to itself")
+    return "is no plain file (a pipe or device)" if path.exists() else "there is no such file or folder"
 
 
 def _data_files(folder: Path) -> list[Path]:

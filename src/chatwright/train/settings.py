@@ -14,7 +14,7 @@ class TrainSettings(Settings):
 
     epochs: float = Field(1.0, gt=0, le=10_000)
     max_steps: PositiveInt | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda", "mps", "npu"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     threads: PositiveInt | None = None
