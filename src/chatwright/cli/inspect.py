@@ -64,7 +64,7 @@ def run_inspect(
     if page is not None:
         from chatwright.cli.inspect_page import write_inspection
 
-        write_inspection(settings, wanted, page, title=data, run=run)
+        write_inspection(settings, wanted, page, title=Path(data).name or data, run=run)
         return
     template = prepare_text(settings).template
     read = [read_entry(entry, settings.train.seed) for entry in settings.data]
