@@ -33,7 +33,7 @@ class Ranks(Protocol):
 
 
 class RunFolder:
-    """The folder of one run: `recipe.yaml`, `metrics.jsonl`, `trace.jsonl` and, beside them, its checkpoints.
+    """The folder of one run: `recipe.yaml`, `plan.json`, `metrics.jsonl`, `trace.jsonl`, `report.md`, and checkpoints.
 
     Args:
         path: an existing run folder; `create` makes one.
@@ -109,6 +109,11 @@ class RunFolder:
         except OSError as error:
             message = f"is no run folder: recipe.yaml: {error.strerror or error}"
             raise CheckpointError(message, place=str(self.path), hint="give the folder of a run") from None
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Write plan.json: what the run is going to do, as `chatwright plan --json` gives it."""
+        if self.writes:
+            write_whole(self.path / "plan.json", json.dumps(_plain(plan), ensure_ascii=False, allow_nan=False) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl; a record of a step has the key `step`."""

@@ -82,6 +82,32 @@ class Entry(NamedTuple):
     tokens: int
 
 
+class Sum(NamedTuple):
+    """One equation of one source, with its figures.
+
+    Args:
+        unit: rows or tokens. left, right: (stage, count), to be added up.
+        equal: the sides must be equal; otherwise the left one may be the smaller.
+    """
+
+    source: str
+    unit: str
+    left: tuple[tuple[Stage, int], ...]
+    right: tuple[tuple[Stage, int], ...]
+    equal: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is so."""
+        left, right = (sum(count for _, count in side) for side in (self.left, self.right))
+        return left == right if self.equal else left <= right
+
+    def words(self) -> str:
+        """Such as `read 10 = skipped 1 + converted 9`."""
+        sides = [" + ".join(f"{stage} {count:,}" for stage, count in side) for side in (self.left, self.right)]
+        return f"{sides[0]} {('=' if self.equal else '≤') if self.holds else ('≠' if self.equal else '>')} {sides[1]}"
+
+
 class Ledger:
     """Counts of rows and tokens by source, stage and reason."""
 
@@ -142,17 +168,23 @@ class Ledger:
         Raises:
             LedgerError: naming each sum that doesn't balance, with the whole table.
         """
-        order = list(Stage)
-        least = order.index(Stage.TRAINED if finished else Stage(reached or Stage.READ))
-        problems: list[str] = []
-        for source in dict.fromkeys(source for source, _, _ in self._counts):
-            last = max(order.index(stage) for name, stage, _ in self._counts if name == source)
-            problems += self._problems(source, order[: max(last, least) + 1], finished)
+        sums = self.sums(reached=reached, finished=finished)
+        problems = [f"{each.source}: {each.unit}: {each.words()}" for each in sums if not each.holds]
         if problems:
             lines = [
                 f"{entry.source} {entry.stage} {entry.rows} rows {entry.tokens} tokens" for entry in self.entries()
             ]
             raise LedgerError("\n".join(["the ledger doesn't balance:", *problems, "all counts:", *lines]))
+
+    def sums(self, *, reached: Stage | str | None = None, finished: bool = False) -> list[Sum]:
+        """Every equation that the flow has reached, source by source; the arguments are those of `check`."""
+        order = list(Stage)
+        least = order.index(Stage.TRAINED if finished else Stage(reached or Stage.READ))
+        found: list[Sum] = []
+        for source in dict.fromkeys(source for source, _, _ in self._counts):
+            last = max(order.index(stage) for name, stage, _ in self._counts if name == source)
+            found += self._sums(source, order[: max(last, least) + 1], finished)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -180,22 +212,18 @@ class Ledger:
             if at == stage and source in (None, name):
                 yield Entry(name, at, reason, rows, tokens)
 
-    def _problems(self, source: str, reached: list[Stage], finished: bool) -> Iterator[str]:
+    def _sums(self, source: str, reached: list[Stage], finished: bool) -> Iterator[Sum]:
         for ins, outs, outs_of_tokens in BALANCES:
             if not any(stage in reached for stage in outs if stage is not Stage.HELD_OUT):  # drawn before the plan
                 return
-            yield from self._unequal(source, "rows", self.rows, ins, outs)
-            if outs_of_tokens is not None:
-                yield from self._unequal(source, "tokens", self.tokens, ins, outs_of_tokens)
-        for unit, counted in (("rows", self.rows), ("tokens", self.tokens)):
-            trained, packed = counted(Stage.TRAINED, source), counted(Stage.PACKED, source)
-            if trained > packed or (finished and trained != packed):
-                yield f"{source}: {trained:,} {unit} trained of {packed:,} packed"
+            for unit, right in (("rows", outs), ("tokens", outs_of_tokens)):
+                if right is not None:
+                    yield Sum(source, unit, self._side(source, unit, ins), self._side(source, unit, right))
+        if Stage.TRAINED in reached:
+            for unit in ("rows", "tokens"):
+                left, right_side = (self._side(source, unit, (stage,)) for stage in (Stage.TRAINED, Stage.PACKED))
+                yield Sum(source, unit, left, right_side, equal=finished)
 
-    @staticmethod
-    def _unequal(source: str, unit: str, counted: Any, ins: Iterable[Stage], outs: Iterable[Stage]) -> Iterator[str]:
-        left = [(stage, counted(stage, source)) for stage in ins]
-        right = [(stage, counted(stage, source)) for stage in outs]
-        if sum(count for _, count in left) != sum(count for _, count in right):
-            sides = [" + ".join(f"{stage} {count:,}" for stage, count in side) for side in (left, right)]
-            yield f"{source}: {unit}: {sides[0]} ≠ {sides[1]}"
+    def _side(self, source: str, unit: str, stages: Iterable[Stage]) -> tuple[tuple[Stage, int], ...]:
+        counted = self.rows if unit == "rows" else self.tokens
+        return tuple((stage, counted(stage, source)) for stage in stages)

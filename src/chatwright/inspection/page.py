@@ -21,6 +21,7 @@ from chatwright.inspection.page_parts import (
     ledger_html,
     matches_html,
     packs_html,
+    page_tiles,
     share_html,
     sources_html,
     tiles_html,
@@ -49,10 +50,10 @@ def write_page(path: str | Path, data: PageData) -> None:
 def build_page(data: PageData) -> str:
     """The page as HTML; the same records give the same page."""
     anchors = Anchors([example.key for example in data.examples], _source_names(data))
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = asset("page.css"), asset("page.js")
     absent = {name for name, part in (("findings", data.findings), ("matches", data.matches)) if part is None}
     facts = {"examples": [example_facts(example) for example in data.examples]}
-    return Template(_asset("page.html")).substitute(
+    return Template(asset("page.html")).substitute(
         title=escape(data.title),
         style=style,
         script=script,
@@ -61,7 +62,7 @@ def build_page(data: PageData) -> str:
         navigation="".join(
             f'<a href="#{name}">{words}</a>' for name, words in NAVIGATION.items() if name not in absent
         ),
-        tiles=tiles_html(data),
+        tiles=tiles_html(page_tiles(data)),
         share=share_html(data),
         views=_views(data),
         filters=_filters(data, anchors),
@@ -70,7 +71,7 @@ def build_page(data: PageData) -> str:
         packing_facts=escape(_packing_facts(data)),
         packs=packs_html(data, anchors),
         sources=sources_html(data, anchors),
-        ledger=ledger_html(data, anchors),
+        ledger=ledger_html(data.ledger, anchors),
         findings=_section("findings", "Lint", findings_html(data.findings, anchors))
         if data.findings is not None
         else "",
@@ -91,7 +92,8 @@ def _source_names(data: PageData) -> set[str]:
     return names | {place.source for place in places} | {segment.key.source for segment in segments}
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of one of the page's files: its style, its script, its frame."""
     return (files("chatwright.inspection") / "assets" / name).read_text(encoding="utf-8")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from chatwright.inspection.escaping import escape, shortened
-from chatwright.inspection.ledger import BALANCES, Stage
+from chatwright.inspection.ledger import Ledger, Stage
 from chatwright.inspection.page_anchors import Anchors
 from chatwright.inspection.page_charts import compact, histogram_svg, pack_svg
 from chatwright.inspection.page_data import PageData, PageFinding, PageMatch, PageSide, Place, ShownPack, SourceFigures
@@ -18,8 +18,8 @@ MOST_MATCHES = 30
 SEVERITY_SIGNS = {"error": "✖", "warning": "▲", "info": "●"}
 
 
-def tiles_html(data: PageData) -> str:
-    """The figures that tell most, large."""
+def page_tiles(data: PageData) -> list[tuple[str, str]]:
+    """The figures that tell most, each with its words."""
     tokens = sum(source.tokens for source in data.sources)
     trained = sum(source.supervised for source in data.sources)
     read = sum(entry["rows"] for entry in data.ledger if entry["stage"] == Stage.READ)
@@ -36,6 +36,11 @@ def tiles_html(data: PageData) -> str:
         figures.append((f"{data.run.mean_before:.2f} → {data.run.mean_after:.2f}", "loss of the shown tokens, nats"))
     if data.findings is not None:
         figures.append((f"{len(data.findings):,}", "lint findings"))
+    return figures
+
+
+def tiles_html(figures: Iterable[tuple[str, str]]) -> str:
+    """Figures, large, with their words."""
     return "".join(
         f"<div{' class=broad' if len(value) > 8 else ''}><dt>{escape(words)}</dt><dd>{escape(value)}</dd></div>"
         for value, words in figures
@@ -78,11 +83,12 @@ def _pack(pack: ShownPack, anchors: Anchors) -> str:
         f'<div class="packrow"><p class="facts">pack {pack.number:,} · step {pack.step:,} · epoch {pack.epoch} · '
         f"{_one_or_many(len(pack.segments), 'example')} · {pack.tokens:,} of {pack.capacity:,} tokens ({full:.1%})</p>"
         f"{pack_svg(pack, lambda number: links[number])}<details><summary>segments and positions</summary>"
-        f"{_table(heads, rows)}</details></div>"
+        f"{table_html(heads, rows)}</details></div>"
     )
 
 
-def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
+def table_html(heads: Iterable[str], rows: Iterable[str]) -> str:
+    """A table that scrolls by itself where it is too wide; `rows` are HTML."""
     head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
@@ -121,22 +127,30 @@ def _percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def ledger_html(data: PageData, anchors: Anchors) -> str:
-    """How many rows and tokens of each source came to each stage, what was left out with its reason, and the sums."""
-    stages = [stage for stage in Stage if any(e["stage"] == stage and e["rows"] for e in data.ledger)]
-    groups = [(name, list(entries)) for name, entries in groupby(data.ledger, key=lambda e: str(e["source"]))]
+def ledger_html(ledger: Sequence[Mapping[str, Any]], anchors: Anchors, *, finished: bool = False) -> str:
+    """How many rows and tokens of each source came to each stage, what was left out with its reason, and the sums.
+
+    Args:
+        finished: of a run that is over, so that all that was packed must have been trained.
+    """
+    stages = [stage for stage in Stage if any(e["stage"] == stage and e["rows"] for e in ledger)]
+    groups = [(name, list(entries)) for name, entries in groupby(ledger, key=lambda e: str(e["source"]))]
     rows = [_ledger_row(anchors.named(name), entries, stages) for name, entries in groups]
     if len(groups) > 1:
-        rows.append(_ledger_row("all", list(data.ledger), stages, "total"))
-    table = _table(("source", *(str(stage).replace("_", " ") for stage in stages)), rows)
-    sums = [f"<li>{anchors.named(name)}: {words}</li>" for name, entries in groups for words in _balances(entries)]
+        rows.append(_ledger_row("all", list(ledger), stages, "total"))
+    table = table_html(("source", *(str(stage).replace("_", " ") for stage in stages)), rows)
+    sums = [
+        f"<li>{anchors.named(each.source)}: {each.unit}: {each.words().replace('_', ' ')} {'✓' if each.holds else '✗'}"
+        "</li>"
+        for each in Ledger.from_dict({"entries": ledger}).sums(finished=finished)
+    ]
     return (
-        f'<div class="pivot">{table}</div>{_reasons(data.ledger, anchors)}'
+        f'<div class="pivot">{table}</div>{_reasons(ledger, anchors)}'
         f'<details><summary>the sums, source by source</summary><ul class="sums">{"".join(sums)}</ul></details>'
     )
 
 
-def _ledger_row(name: str, entries: list[dict[str, Any]], stages: list[Stage], kind: str = "") -> str:
+def _ledger_row(name: str, entries: list[Mapping[str, Any]], stages: list[Stage], kind: str = "") -> str:
     """One source (`name` is HTML): rows of each stage, and under them tokens where they are known."""
     cells = []
     for stage in stages:
@@ -147,7 +161,7 @@ def _ledger_row(name: str, entries: list[dict[str, Any]], stages: list[Stage], k
     return f'<tr class="{kind}"><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
-def _reasons(ledger: tuple[dict[str, Any], ...], anchors: Anchors) -> str:
+def _reasons(ledger: Sequence[Mapping[str, Any]], anchors: Anchors) -> str:
     """Every count that has a reason, the largest first."""
     lost = sorted((e for e in ledger if e["reason"] and (e["rows"] or e["tokens"])), key=lambda e: -e["rows"])
     if not lost:
@@ -166,20 +180,7 @@ def _reasons(ledger: tuple[dict[str, Any], ...], anchors: Anchors) -> str:
             f"<td>{entry['rows']:,}</td><td>{bar}</td><td>{tokens}</td><td>{anchors.named(entry['source'])}</td></tr>"
         )
     heads = ("stage", "reason", "rows", "", "tokens", "source")
-    return f'<h3>What was left out, and why</h3><div class="reasons">{_table(heads, rows)}</div>'
-
-
-def _balances(entries: list[dict[str, Any]]) -> list[str]:
-    """Each equation of the flow in rows, and whether it holds."""
-    count = {stage: sum(e["rows"] for e in entries if e["stage"] == stage) for stage in Stage}
-    lines = []
-    for balance in BALANCES:
-        sides = [balance.ins, balance.outs]
-        if any(count[stage] for stage in balance.outs):
-            words = [" + ".join(f"{str(s).replace('_', ' ')} {count[s]:,}" for s in side) for side in sides]
-            same = sum(count[s] for s in sides[0]) == sum(count[s] for s in sides[1])
-            lines.append(f"{words[0]} {'=' if same else '≠'} {words[1]} {'✓' if same else '✗'}")
-    return lines
+    return f'<h3>What was left out, and why</h3><div class="reasons">{table_html(heads, rows)}</div>'
 
 
 def findings_html(findings: Iterable[PageFinding], anchors: Anchors) -> str:

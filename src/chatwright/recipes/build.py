@@ -16,10 +16,10 @@ from chatwright.batches.packed_batch import PackedBatch
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.errors import CheckpointError
 from chatwright.optim.master_optimizer import MasterOptimizer
-from chatwright.optim.schedules import multipliers
 from chatwright.packing.plan import plan_packs
 from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.planning import learning_rate_multipliers, plan_run
 from chatwright.recipes.resuming import restore
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.saving import CheckpointWriter
@@ -55,11 +55,6 @@ def heldout_packs(data: RunData, settings: RunSettings, runtime: Runtime) -> lis
     packing = settings.packing.model_copy(update={"by": "tokens", "shuffle": False})
     plan = plan_packs(data.heldout.lengths, packing, seed=0, epochs=1, name_of=data.heldout.name)
     return [collate(data.heldout, plan.pack(index)).to(runtime.device) for index in range(plan.num_packs)]
-
-
-def learning_rate_multipliers(settings: RunSettings, data: RunData) -> list[float]:
-    """The schedule's multiplier of every planned step, by the planned fraction of supervised weight."""
-    return multipliers(settings.schedule, data.plan.step_sums(data.store.weight_sums).tolist())
 
 
 def build_optimizer(settings: RunSettings, model: nn.Module, dtype: torch.dtype) -> MasterOptimizer:
@@ -100,6 +95,7 @@ def build_trainer(
         start = restore(checkpoint, optimizer, settings, data, runtime)
     if runtime.is_main:
         run.truncate_after(start.step if checkpoint is not None else -1)
+        run.write_plan({"plan": plan_run(settings, data).to_dict(), "ledger": data.ledger.to_dict()})
     writer = CheckpointWriter(settings, data, model, optimizer, run, runtime, parent=checkpoint)
     schedule = learning_rate_multipliers(settings, data)
     trainer = Trainer(

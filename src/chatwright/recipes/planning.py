@@ -16,7 +16,7 @@ from chatwright.models.families import config_from_hf
 from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import resize_vocab
 from chatwright.models.weights import read_config
-from chatwright.recipes.build import learning_rate_multipliers
+from chatwright.optim.schedules import multipliers
 from chatwright.recipes.data import RunData
 from chatwright.recipes.planned_sources import PlannedSource, planned_sources
 from chatwright.recipes.run_settings import RunSettings
@@ -55,6 +55,11 @@ class RunPlan:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def learning_rate_multipliers(settings: RunSettings, data: RunData) -> list[float]:
+    """The schedule's multiplier of every planned step, by the planned fraction of supervised weight."""
+    return multipliers(settings.schedule, data.plan.step_sums(data.store.weight_sums).tolist())
 
 
 def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
