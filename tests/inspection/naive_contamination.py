@@ -35,7 +35,8 @@ def naive_matches(items: Sequence[EvalText], settings: ContaminationSettings, me
     found = []
     for place, (item, text) in enumerate(zip(items, words, strict=True)):
         if used[place]:
-            found += _run_match(place, text, row, telling_runs, settings)
+            least = 1.0 if item.made_here else settings.min_share
+            found += _run_match(place, text, row, telling_runs, settings.n, least)
             found += _shingle_match(place, item, text, row, telling_shingles, settings)
         elif item.field != "answer" and LEAST_WHOLE_WORDS <= len(text) < LEAST_WORDS:
             same = sum(other == text and each.field != "answer" for each, other in zip(items, words, strict=True))
@@ -61,9 +62,8 @@ def _telling(texts: list[list[str]], n: int) -> set[tuple[str, ...]]:
 
 
 def _run_match(
-    place: int, text: list[str], row: list[str], telling: set[tuple[str, ...]], settings: ContaminationSettings
+    place: int, text: list[str], row: list[str], telling: set[tuple[str, ...]], n: int, least: float
 ) -> list[Match]:
-    n = settings.n
     of_row = set(_grams(row, n))
     shared = {gram for gram in _grams(text, n) if gram in telling and gram in of_row}
     if not shared:
@@ -72,7 +72,7 @@ def _run_match(
     covered = {start + step for start, gram in starts if gram in shared for step in range(n)}
     possible = {start + step for start, gram in starts if gram in telling for step in range(n)}
     share = len(covered) / len(possible)
-    return [Match(place, "ngram", share, len(shared))] if share >= settings.min_share else []
+    return [Match(place, "ngram", share, len(shared))] if share >= least else []
 
 
 def _shingle_match(
@@ -89,7 +89,7 @@ def _shingle_match(
         return []
     if len(text) < settings.n and 2 * len(own) >= len(text) - SHINGLE + 1 and tuple(text) in _grams(row, len(text)):
         return [Match(place, "ngram", 1.0, 1)]
-    if len(shared) < FEW_SHARED or len(shared) / len(own) < settings.near_threshold:
+    if item.made_here or len(shared) < FEW_SHARED or len(shared) / len(own) < settings.near_threshold:
         return []
     if len(shared) < LEAST_SHARED and (item.field != "question" or _alike(text, row) < ALIKE):
         return []

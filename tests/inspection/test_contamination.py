@@ -12,7 +12,7 @@ from naive_contamination import naive_matches
 
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.errors import DataError
-from chatwright.inspection.contamination import ContaminationIndex, ContaminationSettings, Match
+from chatwright.inspection.contamination import ContaminationIndex, ContaminationSettings, Match, too_short
 from chatwright.inspection.contamination_sides import Hit, check, check_many
 from chatwright.inspection.contamination_store import load_index, prepare_index
 from chatwright.inspection.evaluation_texts import EvalText, Evaluations, TextField
@@ -182,7 +182,8 @@ def cases(draw: st.DrawFn) -> tuple[list[EvalText], list[list[str]], Contaminati
         lambda text, a, b: " ".join(text.split()[a:b]), st.sampled_from(base), st.integers(0, 6), st.integers(6, 24)
     )
     mixed = st.lists(st.one_of(st.sampled_from(base), piece, TEXTS), max_size=3).map(" ".join)
-    items = [EvalText("t", "test", "s", n // 2, draw(mixed), draw(FIELDS)) for n in range(draw(st.integers(1, 16)))]
+    source = draw(st.sampled_from(["s", "s", "task:t"]))
+    items = [EvalText("t", "test", source, n // 2, draw(mixed), draw(FIELDS)) for n in range(draw(st.integers(1, 16)))]
     rows = draw(st.lists(st.lists(mixed, min_size=1, max_size=3), min_size=1, max_size=4))
     chosen = ContaminationSettings(
         n=draw(st.integers(8, 14)),
@@ -230,6 +231,21 @@ def test_a_broken_index_is_named(tmp_path: Path) -> None:
 def test_an_index_of_nothing_finds_nothing(tmp_path: Path) -> None:
     folder = prepare_index(Evaluations((), {}), ContaminationSettings(), tmp_path)
     assert load_index(folder, ContaminationSettings()).matches([row(QUESTION)]) == [[]]
+
+
+def test_what_a_task_makes_from_a_template_counts_only_as_a_whole() -> None:
+    text = "Please count how often the letter s comes up in the word possesses and tell me the sum"
+    made = dataclasses.replace(item(text), source="task:spelling_bee")
+    for asked, expected in ((made, 0), (item(text), 1)):
+        index = ContaminationIndex.build([asked], ContaminationSettings())
+        assert len(check(index, row(text.replace("possesses", "mississippi")))) == expected
+        assert len(check(index, row(f"Hello. {text}?"))) == 1
+
+
+def test_items_too_short_to_be_found_are_counted() -> None:
+    items = [item("2 + 2 = ?", 0), item("4", 0, "answer"), item(SHORT, 1), item("Peru's capital is Lima.", 2, "answer")]
+    assert too_short(items, ContaminationSettings()) == {"quiz": 2}
+    assert too_short([item(QUESTION)], ContaminationSettings()) == {}
 
 
 def test_one_match_an_item(index: ContaminationIndex) -> None:

@@ -18,6 +18,7 @@ TEXTS = (
     "Seven tired gardeners planted ninety tulips in three long rows behind the castle before the rain came down.",
 )
 ITEMS = tuple(EvalText(f"task{n}", "test", f"file{n}", n, text, "question") for n, text in enumerate(TEXTS))
+SHORT = EvalText("task1", "test", "file1", 9, "Why?", "question")
 SETTINGS = ContaminationSettings(shown=3)
 INDEX = ContaminationIndex.build(ITEMS, SETTINGS)
 
@@ -36,7 +37,7 @@ ROWS = [
 
 def report(*parts: list[Conversation]) -> ContaminationReport:
     whole = ContaminationReport.of(
-        Evaluations(ITEMS, {"task0": 1, "task1": 1}, {"gsm8k": "its data isn't here"}), SETTINGS
+        Evaluations((*ITEMS, SHORT), {"task0": 1, "task1": 2}, {"gsm8k": "its data isn't here"}), SETTINGS
     )
     for part in parts:
         found = ContaminationReport(shown=SETTINGS.shown)
@@ -86,7 +87,7 @@ def test_shows_both_sides_with_the_shared_words_in_colour() -> None:
     assert "\x1b[2J" not in coloured
     assert "\x1b[1;31mThe wide river" in coloured
     plain = show(report([text]))
-    assert "1 of 1 rows hold an evaluation item; compared with task0 (1), task1 (1)" in plain
+    assert "1 of 1 rows hold an evaluation item; compared with task0 (1), task1 (2, 1 too short)" in plain
     assert "not compared with gsm8k: its data isn't here" in plain
     assert "task0 question: same words, 100% of it" in plain
     assert plain.count("The wide river") == 2

@@ -39,9 +39,12 @@ def test_a_short_question_is_kept_with_its_choices_and_alone_only_where_it_is_th
     texts = evaluation_texts("quiz", "test", [*same, other])
     assert [(text.row, text.field, text.text) for text in texts if text.field != "answer"] == [
         (0, "choices", "Which is true?\nx is red\nx is blue"),
+        (0, "choices", "Which is true?\nA. x is red\nB. x is blue"),
         (1, "choices", "Which is true?\ny is red\ny is blue"),
+        (1, "choices", "Which is true?\nA. y is red\nB. y is blue"),
         (2, "question", "Which metal is liquid?"),
         (2, "choices", "Which metal is liquid?\niron\nmercury"),
+        (2, "choices", "Which metal is liquid?\n(A) iron\n(B) mercury"),
     ]
 
 
@@ -63,6 +66,7 @@ def test_generated_tasks_need_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gsm8k" not in found.items
     assert all("CHATWRIGHT_DATA" in reason for reason in found.unchecked.values())
     assert {text.task for text in found.texts} == set(found.items)
+    assert all(text.made_here and text.field != "answer" for text in found.texts)
     assert found.items["general"] == len({text.row for text in found.texts if text.task == "general"})
 
 

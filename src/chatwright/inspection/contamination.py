@@ -11,6 +11,9 @@ Two rules, on words without case, punctuation and accents (`word_hashes`):
   numbers were changed between them. Measured on GSM8K, ARC and MMLU: every tenth word replaced is found, every fifth
   seldom; all numbers of a GSM8K question replaced is found in 9 of 10.
 
+What a task of this program makes from a template counts only as a whole, and only its questions: its train split has
+the same template, and other words by construction.
+
 N-grams and shingles that more than 10 items hold are how a task puts its questions: they don't count, for or against
 (GPT-3 left out 13-grams by the same number). A conversation is compared as a whole, so that an item split over two
 messages is found.
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -91,6 +95,7 @@ class ContaminationIndex:
 
     Args:
         items: the texts. words: theirs.
+        questions / exact: bool `[t]`, which of them are questions, and which count only as a whole.
         ngrams / shingles: of the texts of `LEAST_WORDS` words or more.
         whole: uint64, ascending: hashes of the shorter texts; whole_texts: int64, whose each one is.
         n, min_share, near_threshold: as in the settings.
@@ -98,6 +103,8 @@ class ContaminationIndex:
 
     items: Sequence[EvalText]
     words: Words
+    questions: np.ndarray
+    exact: np.ndarray
     ngrams: GramIndex
     shingles: GramIndex
     whole: np.ndarray
@@ -111,16 +118,17 @@ class ContaminationIndex:
         """Index the texts; answers of fewer than n words say too little and are never matched."""
         words = hash_words([item.text for item in items])
         lengths = np.diff(words.bounds)
-        asked = np.array([item.field != "answer" for item in items], dtype=bool)
-        used = (lengths >= settings.n) | (asked & (lengths >= LEAST_WORDS))
-        ngrams, shingles = (_index_texts(words, used, n) for n in (settings.n, SHINGLE))
-        short = np.flatnonzero(asked & (lengths >= LEAST_WHOLE_WORDS) & (lengths < LEAST_WORDS))
-        hashes = np.array([grams(words.of(int(place)), int(lengths[place]))[0] for place in short], dtype=np.uint64)
+        long, short = _matched_by(items, lengths, settings.n)
+        ngrams, shingles = (_index_texts(words, long, n) for n in (settings.n, SHINGLE))
+        whole = np.flatnonzero(short)
+        hashes = np.array([grams(words.of(int(place)), int(lengths[place]))[0] for place in whole], dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
+        questions = np.array([item.field == "question" for item in items], dtype=bool)
+        exact = np.array([item.made_here for item in items], dtype=bool)
+        thresholds = (settings.n, settings.min_share, settings.near_threshold)
         return ContaminationIndex(
-            tuple(items), words, ngrams, shingles, hashes[order], short[order],
-            settings.n, settings.min_share, settings.near_threshold,
-        )  # fmt: skip
+            tuple(items), words, questions, exact, ngrams, shingles, hashes[order], whole[order], *thresholds
+        )
 
     def matches(self, conversations: Sequence[Conversation]) -> list[list[Match]]:
         """What each conversation holds: one match an evaluation item (its best), by task and row; mostly none."""
@@ -176,7 +184,7 @@ class ContaminationIndex:
         telling[self.ngrams.find(runs)[0]] = True
         shared = telling & np.isin(runs, grams(row, self.n))
         share = float(covered(shared, self.n).sum() / covered(telling, self.n).sum())
-        return Match(text, "ngram", share, count) if share >= self.min_share else None
+        return Match(text, "ngram", share, count) if share >= (1 if self.exact[text] else self.min_share) else None
 
     def _shingle_match(self, text: int, count: int, row: np.ndarray) -> Match | None:
         """The whole of a short text of which at least half is telling, or a near duplicate."""
@@ -184,8 +192,9 @@ class ContaminationIndex:
         whole = len(item) < self.n and 2 * telling >= len(item) - SHINGLE + 1
         if whole and grams(item, len(item))[0] in grams(row, len(item)):
             return Match(text, "ngram", 1.0, 1)
-        few = count < LEAST_SHARED
-        if count < FEW_SHARED or (few and (self.items[text].field != "question" or alike(item, row) < ALIKE)):
+        if self.exact[text] or count < FEW_SHARED:
+            return None
+        if count < LEAST_SHARED and (not self.questions[text] or alike(item, row) < ALIKE):
             return None
         return Match(text, "near_duplicate", count / telling, count)
 
@@ -209,6 +218,20 @@ class ContaminationIndex:
         for match in sorted(found, key=lambda match: (match.kind != "ngram", -match.share, match.text)):
             best.setdefault(self.items[match.text].item, match)
         return [best[key] for key in sorted(best)]
+
+
+def too_short(items: Sequence[EvalText], settings: ContaminationSettings) -> dict[str, int]:
+    """How many items of each task have no text long enough to be matched, where there are any."""
+    long, short = _matched_by(items, np.diff(hash_words([item.text for item in items]).bounds), settings.n)
+    matched = {item.item for item, one, other in zip(items, long, short, strict=True) if one or other}
+    return dict(Counter(task for task, *_ in {item.item for item in items} - matched))
+
+
+def _matched_by(items: Sequence[EvalText], lengths: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """bool `[t]` twice: the texts matched by n-grams and shingles, and those matched as whole messages."""
+    asked = np.array([item.field != "answer" for item in items], dtype=bool)
+    long = (lengths >= n) | (asked & (lengths >= LEAST_WORDS))
+    return long, asked & (lengths >= LEAST_WHOLE_WORDS) & (lengths < LEAST_WORDS)
 
 
 def alike(item: np.ndarray, row: np.ndarray) -> float:

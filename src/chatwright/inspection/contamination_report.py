@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatwright.console import table
 from chatwright.conversations.schema import Conversation
-from chatwright.inspection.contamination import ContaminationIndex, ContaminationSettings, Match
+from chatwright.inspection.contamination import ContaminationIndex, ContaminationSettings, Match, too_short
 from chatwright.inspection.contamination_sides import Hit, Side, make_hit, order_of
 from chatwright.inspection.evaluation_texts import Evaluations
 from chatwright.inspection.viewer import printable
@@ -38,13 +38,19 @@ class ContaminationReport:
     Args:
         evaluations: evaluation → how many items the rows were compared with.
         unchecked: evaluation → why it wasn't compared with.
+        too_short: evaluation → how many of its items say too little to be found.
         shown: hits kept for show, of each evaluation and kind.
     """
 
     def __init__(
-        self, evaluations: Mapping[str, int] | None = None, unchecked: Mapping[str, str] | None = None, shown: int = 20
+        self,
+        evaluations: Mapping[str, int] | None = None,
+        unchecked: Mapping[str, str] | None = None,
+        too_short: Mapping[str, int] | None = None,
+        shown: int = 20,
     ) -> None:
         self.evaluations, self.unchecked, self.shown = dict(evaluations or {}), dict(unchecked or {}), shown
+        self.too_short = dict(too_short or {})
         self.checked: Counter[str] = Counter()
         self.counts: Counter[tuple[str, str, str]] = Counter()
         self.rows: dict[tuple[str, int], tuple[str, ...]] = {}
@@ -54,7 +60,8 @@ class ContaminationReport:
     @staticmethod
     def of(evaluations: Evaluations, settings: ContaminationSettings) -> ContaminationReport:
         """An empty report of a comparison with these evaluations."""
-        return ContaminationReport(evaluations.items, evaluations.unchecked, settings.shown)
+        short = too_short(evaluations.texts, settings)
+        return ContaminationReport(evaluations.items, evaluations.unchecked, short, settings.shown)
 
     @property
     def num_checked(self) -> int:
@@ -89,6 +96,7 @@ class ContaminationReport:
         """Add the report of other rows."""
         self.evaluations |= other.evaluations
         self.unchecked |= other.unchecked
+        self.too_short |= other.too_short
         self.checked += other.checked
         self.counts += other.counts
         self.rows |= other.rows
@@ -102,6 +110,7 @@ class ContaminationReport:
         return {
             "evaluations": dict(sorted(self.evaluations.items())),
             "unchecked": dict(sorted(self.unchecked.items())),
+            "too_short": dict(sorted(self.too_short.items())),
             "shown": self.shown,
             "checked": dict(sorted(self.checked.items())),
             "counts": [[*key, count] for key, count in sorted(self.counts.items())],
@@ -113,7 +122,7 @@ class ContaminationReport:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ContaminationReport:
         """What `to_dict` gave, as a report again."""
-        report = ContaminationReport(data["evaluations"], data["unchecked"], data["shown"])
+        report = ContaminationReport(data["evaluations"], data["unchecked"], data["too_short"], data["shown"])
         report.checked.update(data["checked"])
         report.counts.update({(source, task, kind): count for source, task, kind, count in data["counts"]})
         report.rows = {(source, row): tuple(tasks) for source, row, tasks in data["rows"]}
@@ -136,11 +145,15 @@ class ContaminationReport:
 
     def summary(self) -> str:
         """A line: what was compared with what, and what wasn't."""
-        compared = ", ".join(f"{name} ({count:,})" for name, count in sorted(self.evaluations.items())) or "nothing"
+        compared = ", ".join(self._size(name) for name in sorted(self.evaluations)) or "nothing"
         hit = f"{self.num_contaminated:,} of {self.num_checked:,} rows hold an evaluation item"
         skipped = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.unchecked.items()))
         line = f"{hit}; compared with {compared}"
         return f"{line}\nnot compared with {skipped}" if skipped else line
+
+    def _size(self, name: str) -> str:
+        short = self.too_short.get(name)
+        return f"{name} ({self.evaluations[name]:,}{f', {short:,} too short' if short else ''})"
 
     def renderable(self, most: int | None = None) -> Group:
         """All of it for the terminal: summary, counts, and hits side by side with the shared words in colour.

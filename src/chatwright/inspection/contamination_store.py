@@ -78,7 +78,13 @@ def save_index(index: ContaminationIndex, folder: Path) -> None:
     (aside / _ITEMS).write_bytes(b"".join(lines) or b"\n")
     offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
     arrays = {_ITEM_OFFSETS: offsets, "words": index.words.hashes, "bounds": index.words.bounds}
-    arrays |= {"whole": index.whole, "whole_texts": index.whole_texts, "n": np.array(index.n)}
+    arrays |= {
+        "questions": index.questions,
+        "exact": index.exact,
+        "whole": index.whole,
+        "whole_texts": index.whole_texts,
+        "n": np.array(index.n),
+    }
     for name, grams in (("ngrams", index.ngrams), ("shingles", index.shingles)):
         arrays |= {f"{name}_{each}": getattr(grams, each) for each in _GRAM_ARRAYS}
     for name, array in arrays.items():
@@ -107,12 +113,13 @@ def load_index(folder: Path, settings: ContaminationSettings) -> ContaminationIn
         grams = [GramIndex(*(read(f"{name}_{each}") for each in _GRAM_ARRAYS)) for name in ("ngrams", "shingles")]
         items = KeptTexts(np.memmap(folder / _ITEMS, dtype=np.uint8, mode="r"), read(_ITEM_OFFSETS))
         words = Words(read("words"), read("bounds"))
-        whole, whole_texts = read("whole"), read("whole_texts")
+        marks = (read("questions"), read("exact"))
+        whole = (read("whole"), read("whole_texts"))
     except (OSError, ValueError) as error:
         hint = "delete the folder; it is built anew"
         raise DataError(f"is no complete contamination index: {error}", source=str(folder), hint=hint) from None
     if n != settings.n:
         raise DataError(f"was built for runs of {n} words, not {settings.n}", source=str(folder), field="n")
     return ContaminationIndex(
-        items, words, grams[0], grams[1], whole, whole_texts, n, settings.min_share, settings.near_threshold
+        items, words, *marks, grams[0], grams[1], *whole, n, settings.min_share, settings.near_threshold
     )

@@ -29,7 +29,8 @@ NO_EVALUATIONS = ("smoltalk",)
 SAME_FRAME = 20
 """From so many questions on, the words that all of them begin or end with are the task's, not the question's."""
 SHORT_STEM = 13
-"""A multiple-choice question of fewer words ("Which of these is true?") is also looked for with its choices."""
+"""A multiple-choice question of fewer words ("Which of these is true?") is also looked for with its choices: without
+letters, and with the letters where this program puts them."""
 
 _LABEL = r"\(?[A-J][.):]\s+"
 _CHOICE = re.compile(rf"^\s*(?:-\s+.*=[A-J]|{_LABEL}.*)$")
@@ -53,6 +54,11 @@ class EvalText:
     row: int
     text: str
     field: TextField
+
+    @property
+    def made_here(self) -> bool:
+        """Whether a task made it from a template, which its train split shares: then only all of it tells."""
+        return self.source.startswith("task:")
 
     @property
     def item(self) -> tuple[str, str, str, int]:
@@ -132,17 +138,20 @@ def evaluation_texts(task: str, split: str, conversations: Iterable[Conversation
     """The texts of one task's items; pieces of which nothing is left are left out."""
     items = list(conversations)
     questions = [_parted(question) for question in without_frame([_last(item, "user") for item in items])]
-    asked = Counter(stem for stem, _ in questions)
+    asked = Counter(stem for stem, _, _ in questions)
     found = []
-    for item, (stem, choices) in zip(items, questions, strict=True):
+    for item, (stem, choices, lettered) in zip(items, questions, strict=True):
         pieces: list[tuple[TextField, str]] = []
-        if not choices or asked[stem] == 1:  # "Which of these is true?" asks nothing without its choices
+        short = len(stem.split()) < SHORT_STEM
+        if not choices or not short or asked[stem] == 1:  # "Which of these is true?" is asked of many choices
             pieces.append(("question", stem))
-        if choices:
-            pieces.append(("choices", f"{stem}\n{choices}" if len(stem.split()) < SHORT_STEM else choices))
+        if choices and short:
+            pieces += [("choices", f"{stem}\n{choices}"), ("choices", f"{stem}\n{lettered}")]
+        elif choices:
+            pieces.append(("choices", choices))
         answer = _last(item, "assistant").removeprefix(_last(item, "user"))  # HumanEval's reply begins with the prompt
         for kind, text in [*pieces, ("answer", answer)]:
-            if text.strip():
+            if text.strip() and not (kind == "answer" and item.source.startswith("task:")):
                 found.append(EvalText(task, split, item.source, item.row, text, kind))
     return found
 
@@ -164,14 +173,14 @@ def _words_at_start(texts: Sequence[str]) -> int:
     return len(re.sub(r"\S*\Z", "", first[:same]))
 
 
-def _parted(question: str) -> tuple[str, str]:
-    """The question and its choices without their letters; no choices unless two or more lines look like some."""
+def _parted(question: str) -> tuple[str, str, str]:
+    """The question, its choices and its choices with their letters; no choices unless two or more lines look so."""
     lines = question.split("\n")
     listed = [line for line in lines if _CHOICE.match(line)]
     if len(listed) < 2:
-        return question, ""
+        return question, "", ""
     stem = "\n".join(line for line in lines if not _CHOICE.match(line)).strip()
-    return stem, "\n".join(_AROUND_CHOICE.sub("", line) for line in listed)
+    return stem, "\n".join(_AROUND_CHOICE.sub("", line) for line in listed), "\n".join(listed)
 
 
 def _last(conversation: Conversation, role: str) -> str:
