@@ -50,7 +50,10 @@ def test_one_row_too_many_or_too_few_is_found_at_every_stage(stage, rows, tokens
             ledger.check(finished=True)
 
 
-@pytest.mark.parametrize("stage", ["rendered", "split", "dropped", "cut", "kept", "held_out", "packed", "unplaced", "trained"])
+STAGES = ["rendered", "split", "dropped", "cut", "kept", "held_out", "packed", "unplaced", "trained"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_one_token_lost_is_found(stage):
     ledger = balanced()
     ledger.count("a", stage, 0, 1, reason="mutation")

@@ -19,7 +19,8 @@ from chatwright.batches.token_cache import load_store, save_store
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.regrouping import REGROUPINGS, regroup
 from chatwright.conversations.row_ranges import RowRange, read_range, split_source
-from chatwright.conversations.sources import is_local, scan_rows
+from chatwright.conversations.sources import is_local, remote_files, scan_rows
+from chatwright.conversations.stores import is_url
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.preparation.rows import Marker, PreparedRows, RowFacts, prepare_rows
@@ -38,7 +39,10 @@ def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard
     """
     entry = work.entry
     path, start = entry.path or "", entry.start or 0
-    if entry.format in REGROUPINGS or not is_local(path):
+    whole = start == 0 and entry.stop is None and entry.step == 1
+    if entry.format not in REGROUPINGS and is_url(path) and whole:
+        ranges = [RowRange((str(file),)) for file in remote_files(path)]
+    elif entry.format in REGROUPINGS or not is_local(path):
         ranges = [RowRange((path,), start, entry.stop, entry.step)]
     else:
         ranges = split_source(path, rows_per_shard, start, entry.stop, entry.step)
