@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from chatwright.console import note, out
 from chatwright.conversations.data_settings import DataSettings
-from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError
+from chatwright.inspection.contamination_report import ContaminationReport
 from chatwright.inspection.ledger import Stage
-from chatwright.inspection.sampling import sample_rows
+from chatwright.inspection.lint import lint
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import prepare_text
-from chatwright.recipes.rendering import mask_policy, read_entry, render_entries
+from chatwright.recipes.looking import LookedEntry, Wanted, look
+from chatwright.recipes.rendering import render_entries
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings, load_recipe, shipped_recipes
 from chatwright.settings import apply_overrides, build
 from chatwright.templates.base import Template
@@ -23,29 +23,10 @@ from chatwright.templates.laws import check_laws
 from chatwright.templates.overflow import Overflow
 
 RECIPE_ENDINGS = (".yaml", ".yml")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to look at: rows by their numbers (`7`, `0:5`), or a random sample over all entries by a seed."""
-
-    rows: str | None = None
-    sample: int | None = None
-    seed: int = 0
-
-    def words(self, default: str) -> str:
-        """How the rows were chosen, for people."""
-        if self.sample is not None:
-            return f"a random sample of {self.sample:,} rows over all sources, seed {self.seed}"
-        return f"rows {self.rows or default} of every source"
-
-    def choose(self, conversations: Sequence[list[Conversation]], default: str) -> list[list[Conversation]]:
-        """The wanted conversations of each entry; `default` are the rows where neither was asked for."""
-        if self.sample is None:
-            first, last = parse_rows(self.rows or default)
-            return [rows[first:last] for rows in conversations]
-        drawn = sample_rows([len(rows) for rows in conversations], self.sample, self.seed)
-        return [[rows[at] for at in places] for rows, places in zip(conversations, drawn, strict=True)]
+PAGE_SAMPLE = 24
+"""Rows on the page where none were asked for."""
+HITS_SHOWN = 3
+"""Contaminated rows shown side by side with what they hold, of each evaluation."""
 
 
 def run_inspect(
@@ -59,7 +40,6 @@ def run_inspect(
     run: str | None = None,
 ) -> None:
     """Show the chosen rows of a data set, or of every entry of a recipe: on the terminal, as JSON, or as a page."""
-    _check_options(wanted, as_json, page, run)
     settings = settings_for(data, model, overrides, run)
     if page is not None:
         from chatwright.cli.inspect_page import write_inspection
@@ -67,35 +47,37 @@ def run_inspect(
         write_inspection(settings, wanted, page, title=Path(data).name or data, run=run)
         return
     template = prepare_text(settings).template
-    read = [read_entry(entry, settings.train.seed) for entry in settings.data]
-    shown = wanted.choose([conversations for conversations, _ in read], "0:5")
+    looked = look(settings, wanted)
     if as_json:
-        _print_json(settings, template, shown)
+        _print_json(template, looked)
         return
     console = out()
     console.print(legend())
-    for entry, (_, info), chosen in zip(settings.data, read, shown, strict=True):
-        console.rule(f"{info.name}: {info.num_rows:,} rows, format {info.format}")
-        for group in template.render_many(chosen, mask_policy(entry, settings)):
+    for entry in looked:
+        console.rule(f"{entry.info.name}: {entry.info.num_rows:,} rows, format {entry.info.format}")
+        for group in template.render_many(entry.shown, entry.planned.work.train_on):
             for example in group:
                 console.print(show_example(example, template.tokenizer, marks=not console.is_terminal))
                 console.print()
-    if not any(shown):
-        note(f"no row in {wanted.words('0:5')}")
-    results = check_laws(template, [conversation for chosen in shown for conversation in chosen])
+    if not any(entry.shown for entry in looked):
+        note(f"no row in {wanted.words}")
+    results = check_laws(template, [conversation for entry in looked for conversation in entry.shown])
     _print_ledger(settings, template)
+    _print_lint(template, looked)
     for law in results:
         console.print(f"{'✓' if law.passed else '✗'} {law.name}: {law.detail}")
 
 
-def _check_options(wanted: Wanted, as_json: bool, page: str | None, run: str | None) -> None:
-    """Refuse what can't be meant together.
+def wanted_rows(
+    rows: str | None, sample: int | None, seed: int, *, as_json: bool, page: str | None, run: str | None
+) -> Wanted:
+    """The rows that the options ask for; a page without any shows a sample.
 
     Raises:
-        ConfigError: naming the options.
+        ConfigError: options that can't be meant together, or rows that are no range.
     """
     problems = []
-    if wanted.rows is not None and wanted.sample is not None:
+    if rows is not None and sample is not None:
         problems.append("--rows and --sample: give one of them")
     if as_json and page is not None:
         problems.append("--json and --html: give one of them")
@@ -103,13 +85,26 @@ def _check_options(wanted: Wanted, as_json: bool, page: str | None, run: str | N
         problems.append("--run: losses are shown on the page only; add --html page.html")
     if problems:
         raise ConfigError(problems, source="inspect")
+    if rows is None and sample is None and page is not None:
+        sample = PAGE_SAMPLE
+    return Wanted(*parse_rows(rows or "0:5"), sample, seed)
 
 
-def _print_json(settings: RunSettings, template: Template, shown: Sequence[list[Conversation]]) -> None:
-    for entry, chosen in zip(settings.data, shown, strict=True):
-        for group in template.render_many(chosen, mask_policy(entry, settings)):
+def _print_json(template: Template, looked: Sequence[LookedEntry]) -> None:
+    for entry in looked:
+        for group in template.render_many(entry.shown, entry.planned.work.train_on):
             for example in group:
                 print(json.dumps(example_record(example, template.tokenizer), ensure_ascii=False))
+
+
+def _print_lint(template: Template, looked: Sequence[LookedEntry]) -> None:
+    """What lint finds in each entry, with the entry's own mask policy."""
+    for entry in looked:
+        report = lint(entry.linted, template, train_on=entry.planned.work.train_on, num_rows=entry.num_rows)
+        if report.findings:
+            out().print(report.table(f"lint of {entry.info.name}: {report.summary()}"))
+        else:
+            note(f"lint of {entry.info.name}: {report.summary()}")
 
 
 def _print_ledger(settings: RunSettings, template: Template) -> None:
@@ -117,8 +112,11 @@ def _print_ledger(settings: RunSettings, template: Template) -> None:
     lenient = settings.model_copy(update={"overflow": Overflow.DROP})
     if settings.overflow is not Overflow.ERROR:
         lenient = settings
-    ledger = render_entries(lenient, template, None).ledger
+    rendered = render_entries(lenient, template, None)
+    ledger = rendered.ledger
     out().print(ledger.table())
+    if rendered.contamination is not None:
+        out().print(ContaminationReport.from_dict(rendered.contamination).renderable(most=HITS_SHOWN))
     if settings.overflow is Overflow.ERROR and ledger.rows(Stage.DROPPED):
         note(
             f"{ledger.rows(Stage.DROPPED):,} rows are longer than max_tokens = {settings.max_tokens}: training stops "

@@ -6,55 +6,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chatwright.checkpoints.store import list_checkpoints
-from chatwright.cli.inspect import Wanted
 from chatwright.console import note, out, warn
-from chatwright.conversations.schema import Conversation
 from chatwright.errors import CheckpointError, ModelError, TemplateError
 from chatwright.inspection.lint import lint
 from chatwright.inspection.page import write_page
 from chatwright.inspection.page_data import PageFinding
-from chatwright.inspection.page_reports import page_findings
-from chatwright.recipes.data import RunData, build_data
+from chatwright.inspection.page_reports import page_findings, page_matches
+from chatwright.recipes.data import RunData, build_planned
+from chatwright.recipes.looking import LookedEntry, Wanted, look
 from chatwright.recipes.page_records import Choice, ChosenExample, chosen_examples, page_data, with_places
-from chatwright.recipes.rendering import mask_policy, read_entry
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.token_losses import BeforeAfter, losses_before_and_after
 from chatwright.runtime import start_runtime
 from chatwright.templates.overflow import Overflow
-
-SAMPLE = 24
-"""Rows on the page where none were asked for."""
 
 
 def write_inspection(settings: RunSettings, wanted: Wanted, page: str, *, title: str, run: str | None) -> None:
     """Read, plan, compute the losses and write the page.
 
     Raises:
-        UserError: as `build_data`; or the named run has no checkpoint, or another template.
+        UserError: as `build_planned`; or the named run has no checkpoint, or another template.
         OSError: the page can't be written.
     """
     Path(page).touch()  # a place that can't be written is found before the work, not behind it
-    if wanted.rows is None and wanted.sample is None:
-        wanted = Wanted(sample=SAMPLE, seed=wanted.seed)
     if settings.overflow is Overflow.ERROR:  # the page shows over-long rows in place of stopping at them
         settings = settings.model_copy(update={"overflow": Overflow.DROP})
-    data = build_data(settings)
-    read = [read_entry(entry, settings.train.seed)[0] for entry in settings.data]
-    findings = _findings(settings, data, read)
-    choice = with_places(Choice(tuple(map(tuple, wanted.choose(read, "0:5"))), wanted.words("0:5")), read, findings)
+    data = build_planned(settings)
+    looked = look(settings, wanted)
+    findings = _findings(data, looked)
+    shown = Choice(tuple(tuple(entry.shown) for entry in looked), wanted.words)
+    choice = with_places(shown, [entry.linted for entry in looked], findings)
     chosen = chosen_examples(settings, data, choice)
     losses = _losses(settings, data, chosen, run)
-    write_page(page, page_data(settings, data, title, choice, chosen=chosen, losses=losses, findings=findings))
+    matches = page_matches(data.contamination) if data.contamination is not None else None
+    write_page(
+        page,
+        page_data(settings, data, title, choice, chosen=chosen, losses=losses, findings=findings, matches=matches),
+    )
     size = Path(page).stat().st_size
     out().print(f"{page}: {len(chosen):,} examples, {size / 1e6:.1f} MB; open it in a browser", markup=False)
 
 
-def _findings(settings: RunSettings, data: RunData, read: Sequence[Sequence[Conversation]]) -> tuple[PageFinding, ...]:
+def _findings(data: RunData, looked: Sequence[LookedEntry]) -> tuple[PageFinding, ...]:
     """What lint finds in each entry, with the entry's own mask policy."""
     template = data.text.template
     return page_findings(
-        lint(conversations, template, train_on=mask_policy(entry, settings)).to_dict()
-        for entry, conversations in zip(settings.data, read, strict=True)
+        lint(entry.linted, template, train_on=entry.planned.work.train_on, num_rows=entry.num_rows).to_dict()
+        for entry in looked
     )
 
 

@@ -24,6 +24,18 @@ MISTAKE = 2
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b=value (may be repeated).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DropContaminated = Annotated[
+    bool, typer.Option("--drop-contaminated", help="Leave out, and count, rows that hold what an evaluation asks.")
+]
+
+
+def _without_contaminated(overrides: list[str] | None, drop: bool) -> list[str]:
+    return [*(overrides or []), *(["contamination.on_hit=drop"] if drop else [])]
+
+
+def _with_contamination(overrides: list[str] | None, check: bool) -> list[str]:
+    asked = any(each.startswith("contamination") for each in overrides or [])
+    return [*(overrides or []), *(["contamination.on_hit=report"] if check and not asked else [])]
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,11 +70,12 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, a run folder, or a shipped name such as `demo`.")],
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint.")] = False,
+    drop_contaminated: DropContaminated = False,
 ) -> None:
     """Train by a recipe; Ctrl-C saves and says how to go on."""
     from chatwright.cli.train import run_train
 
-    run_train(recipe, set_ or [], resume)
+    run_train(recipe, _without_contaminated(set_, drop_contaminated), resume)
 
 
 @app.command()
@@ -70,11 +83,12 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe file or a shipped name.")],
     set_: Overrides = None,
     as_json: AsJson = False,
+    drop_contaminated: DropContaminated = False,
 ) -> None:
     """Show what a run would do without touching a weight: rows, tokens, steps, memory."""
     from chatwright.cli.plan import run_plan
 
-    run_plan(recipe, set_ or [], as_json)
+    run_plan(recipe, _without_contaminated(set_, drop_contaminated), as_json)
 
 
 @app.command("import-recipe")
@@ -101,13 +115,17 @@ def inspect(
     run: Annotated[
         str | None, typer.Option("--run", help="A run folder: the page shows each token's loss before and after it.")
     ] = None,
+    contamination: Annotated[
+        bool, typer.Option("--contamination", help="Compare the rows with the evaluations, and show hits side by side.")
+    ] = False,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """See which tokens are trained, and what was dropped or cut."""
-    from chatwright.cli.inspect import Wanted, run_inspect
+    from chatwright.cli.inspect import run_inspect, wanted_rows
 
-    run_inspect(data, model, Wanted(rows, sample, seed), set_ or [], as_json=as_json, page=html, run=run)
+    wanted = wanted_rows(rows, sample, seed, as_json=as_json, page=html, run=run)
+    run_inspect(data, model, wanted, _with_contamination(set_, contamination), as_json=as_json, page=html, run=run)
 
 
 @app.command()
@@ -168,6 +186,18 @@ def trace(
     from chatwright.cli.trace import run_trace
 
     run_trace(run, step, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN [RUN_B]", help="A run folder, or two to compare.")],
+    html: Annotated[str | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run was, how it went and what it lost on the way; or two runs side by side."""
+    from chatwright.cli.report import run_report_command
+
+    run_report_command(runs, html, as_json)
 
 
 @app.command()

@@ -86,6 +86,7 @@ def lint(
     template: Template | None = None,
     *,
     train_on: TrainOn | None = None,
+    num_rows: int | None = None,
     max_rows: int = MAX_ROWS,
     max_rendered: int = MAX_RENDERED,
     max_places: int = MAX_PLACES,
@@ -97,6 +98,7 @@ def lint(
         conversations: its rows, transformed and filtered as they will be trained.
         template: renders a sample of them; without one the rules that need it are left out.
         train_on: the mask policy; the template's own when None.
+        num_rows: how many rows there are, where `conversations` are only some of them.
         max_rows, max_rendered: rows looked at and rendered, spread evenly over the set.
         max_places: places kept a finding.
         rules: what is asked.
@@ -107,7 +109,8 @@ def lint(
     findings = [_finding(name, rule, list(rule.check(data)), max_places) for name, rule in rules.items()]
     found = [finding for finding in findings if finding is not None]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return LintReport(tuple(found), len(conversations), len(chosen), len(rendered))
+    total = len(conversations) if num_rows is None else num_rows
+    return LintReport(tuple(found), total, len(chosen), len(rendered))
 
 
 def _finding(name: str, rule: Rule, hits: Sequence[Hit], max_places: int) -> Finding | None:

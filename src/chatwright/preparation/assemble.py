@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from chatwright.batches.token_store import TokenStore, concatenate
 from chatwright.conversations.duplicates import find_exact, find_near
 from chatwright.conversations.filters import ExactDuplicates, build_filters
 from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.preparation.marks import merged_reports
 from chatwright.preparation.rows import PreparedRows, RowFacts, require_fitting
 from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
 
@@ -27,13 +29,21 @@ Load = Callable[[], PreparedRows]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The tokens of all entries; `entry_index` int64 `[n]` tells the entry of each training example."""
+    """The tokens of all entries.
+
+    Args:
+        store: what is trained on. heldout: what is only measured on.
+        entries, ledger: the account.
+        entry_index: int64 `[n]`, the entry of each training example.
+        contamination: what `ContaminationReport.to_dict` gives, where rows were compared with evaluations.
+    """
 
     store: TokenStore
     heldout: TokenStore
     entries: tuple[EntryInfo, ...]
     entry_index: np.ndarray
     ledger: Ledger
+    contamination: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -75,7 +85,8 @@ def assemble(
     """
     ledger = Ledger()
     places: dict[str, int] = {}
-    read = [_read(work, parts, places, render, ledger) for work, parts in entries]
+    reports: list[dict[str, Any] | None] = []
+    read = [_read(work, parts, places, render, ledger, reports) for work, parts in entries]
     infos = tuple(info for _, info in read if info is not None)
     ours = [entry for entry, _ in read]
     for entry in ours:
@@ -95,11 +106,16 @@ def assemble(
     stores = [
         _stored(parts, save_to and save_to / name, key) for parts, name in ((train, "train"), (heldout, "heldout"))
     ]
-    return Rendered(stores[0], stores[1], infos, owner, ledger)
+    return Rendered(stores[0], stores[1], infos, owner, ledger, merged_reports(reports))
 
 
 def _read(
-    work: EntryWork, parts: Sequence[Load], places: dict[str, int], render: RenderWork, ledger: Ledger
+    work: EntryWork,
+    parts: Sequence[Load],
+    places: dict[str, int],
+    render: RenderWork,
+    ledger: Ledger,
+    reports: list[dict[str, Any] | None],
 ) -> tuple[_Entry, EntryInfo | None]:
     """The keys of an entry's examples; its account goes to the ledger (held-out data of its own isn't counted)."""
     facts, rows, draws, lengths = RowFacts(), [], [], []
@@ -107,6 +123,7 @@ def _read(
         prepared = part()
         store = prepared.store
         facts.add(prepared.facts)
+        reports.append(prepared.contamination)
         if not work.heldout:
             ledger.merge(prepared.ledger)
         own = np.array([places.setdefault(source, len(places)) for source in store.sources], dtype=np.int64)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,11 @@ from chatwright.preparation.work import EntryInfo
 
 def write_account(rendered: Rendered, folder: Path) -> None:
     """Write what stands beside the two stores that `assemble` has written to `folder`."""
-    facts = {"entries": [asdict(entry) for entry in rendered.entries], "ledger": rendered.ledger.to_dict()}
+    facts: dict[str, Any] = {
+        "entries": [asdict(entry) for entry in rendered.entries],
+        "ledger": rendered.ledger.to_dict(),
+    }
+    facts["contamination"] = rendered.contamination
     np.save(folder / "entry_index.npy", rendered.entry_index)
     text = json.dumps(facts, ensure_ascii=False)
     (folder / "facts.json").write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -34,9 +39,10 @@ def read_rendered(folder: Path, key: str) -> Rendered | None:
         store, heldout = load_store(folder / "train", key), load_store(folder / "heldout", key)
         entries = tuple(EntryInfo.from_dict(entry) for entry in facts["entries"])
         ledger, owner = Ledger.from_dict(facts["ledger"]), np.load(folder / "entry_index.npy")
+        contamination = facts["contamination"]
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None  # rendered anew, and written over
-    return Rendered(store, heldout, entries, owner, ledger)
+    return Rendered(store, heldout, entries, owner, ledger, contamination)
 
 
 def install(aside: Path, folder: Path) -> None:

@@ -20,7 +20,8 @@ from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger, Stage
 from chatwright.packing.pack_plan import EpochPacks, PackingSettings
 from chatwright.packing.plan import PLANNERS
-from chatwright.preparation.rows import Marker, RowFacts, prepare_rows
+from chatwright.preparation.marks import ContaminationCheck
+from chatwright.preparation.rows import RowFacts, prepare_rows
 from chatwright.preparation.streamed_rows import Dealer, Place, StreamedEntry
 from chatwright.preparation.work import RenderWork, StreamingSettings
 from chatwright.templates.base import Template
@@ -36,7 +37,7 @@ class StreamJob:
     """What is streamed, and how.
 
     Args:
-        template: what `render.load_template()` gives. marker: marks contaminated rows.
+        template: what `render.load_template()` gives. check: what rows are compared with.
     """
 
     entries: tuple[StreamedEntry, ...]
@@ -44,7 +45,7 @@ class StreamJob:
     template: Template
     packing: PackingSettings
     settings: StreamingSettings
-    marker: Marker | None = None
+    check: ContaminationCheck | None = None
 
     @property
     def window(self) -> int:
@@ -203,7 +204,7 @@ class _Table:
         block = self.dealer.next_block(self.reader.number)
         held = self._store is None and block.place == self.place
         work = job.entries[self.entry].work
-        prepared = prepare_rows(block.rows, work, job.render, job.template, job.marker)
+        prepared = prepare_rows(block.rows, work, job.render, job.template, job.check)
         if not held:
             self.used = 0
             prepared.facts.too_long.clear()  # counted in the ledger; a list of them would grow without end

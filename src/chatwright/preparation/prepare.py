@@ -17,14 +17,17 @@ from typing import Any, TypeVar
 
 from chatwright.console import ProgressLine, duration, note
 from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
-from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.data_settings import TEXT, DataSettings
+from chatwright.conversations.documents import document_conversation
 from chatwright.conversations.files import RawRow
-from chatwright.conversations.schema import Conversation
+from chatwright.conversations.preferences import detect_preference_format
+from chatwright.conversations.schema import Conversation, Document
 from chatwright.conversations.sources import memory_rows
 from chatwright.errors import DataError, UserError
 from chatwright.preparation.assemble import Load, Rendered, assemble
 from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, write_account
-from chatwright.preparation.rows import Marker, RowFacts, named_rows, prepare_rows
+from chatwright.preparation.marks import ContaminationCheck
+from chatwright.preparation.rows import RowFacts, named_rows, prepare_rows
 from chatwright.preparation.shards import has_shard, make_shard, read_shard, shard_rows, split_entry
 from chatwright.preparation.work import EntryWork, PreparationSettings, RenderWork, Shard
 from chatwright.preparation.worker import Start
@@ -129,6 +132,8 @@ def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
     Raises:
         DataError: none can be read, or they are of no known format.
     """
+    if entry.is_text:
+        return TEXT
     if entry.format != "auto":
         return entry.format
     if entry.on_bad_row == "error":
@@ -138,17 +143,17 @@ def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
     readable = [row.value for row in head if not row.error]
     if not readable:
         raise head[0].error or DataError("no row can be read", source=entry.path or "")
-    return detect_format(readable, entry.path or "")
+    return (detect_preference_format if entry.preference else detect_format)(readable, entry.path or "")
 
 
 def given_entry(rows: Any, name: str, train_on: TrainOn) -> PlannedEntry:
-    """An entry of rows in memory: lists, iterators, `datasets.Dataset`s or `Conversation`s.
+    """An entry of rows in memory: lists, iterators, `datasets.Dataset`s, `Conversation`s or `Document`s.
 
     Raises:
         DataError: there are no rows, or rows of no known format.
     """
     entry = DataSettings(path=name)
-    held = rows if hasattr(rows, "features") else list(rows)
+    held = rows if hasattr(rows, "features") else list(map(_as_conversation, rows))
     if len(held) and all(isinstance(row, Conversation) for row in held):
         return PlannedEntry(EntryWork(entry, name, "conversations", train_on), partial(named_rows, held, name))
     raw = [row._replace(source=name) for row in memory_rows(held)]
@@ -156,6 +161,10 @@ def given_entry(rows: Any, name: str, train_on: TrainOn) -> PlannedEntry:
         raise DataError("there are no rows", source=name, hint="give a source that has rows")
     format = detect_format([row.value for row in raw], name)
     return PlannedEntry(EntryWork(entry, name, format, train_on), lambda: raw)
+
+
+def _as_conversation(row: Any) -> Any:
+    return document_conversation(row) if isinstance(row, Document) else row
 
 
 def prepare(
@@ -167,7 +176,7 @@ def prepare(
     *,
     folder: Path | None = None,
     key: str = "",
-    marker: Marker | None = None,
+    check: ContaminationCheck | None = None,
     crew: Crew | None = None,
 ) -> Rendered:
     """Make the tokens of all entries.
@@ -183,7 +192,7 @@ def prepare(
         DataError: a bad row, one with nothing to train, or over-long ones.
     """
     crew = crew or Crew()
-    job = _Job(entries, render, template, share, marker)
+    job = _Job(entries, render, template, share, check)
     if folder is None or sum(len(entry.shards) for entry in entries) <= len(entries):
         return _kept(job, job.in_memory(), folder, key)
     if crew.size > 1:
@@ -221,7 +230,7 @@ class _Job:
     render: RenderWork
     template: Template
     share: float
-    marker: Marker | None
+    check: ContaminationCheck | None
 
     def in_memory(self) -> list[tuple[EntryWork, Sequence[Load]]]:
         """Every entry, made here and held in memory."""
@@ -237,7 +246,7 @@ class _Job:
         return parts
 
     def _whole(self, entry: PlannedEntry, done: Callable[[int], None]) -> Load:
-        prepared = prepare_rows(entry.read(), entry.work, self.render, self.template, self.marker, done)
+        prepared = prepare_rows(entry.read(), entry.work, self.render, self.template, self.check, done)
         return lambda: prepared
 
 
@@ -276,7 +285,7 @@ def _make_share(job: _Job, settings: PreparationSettings, folder: Path, crew: Cr
     store.mkdir(parents=True, exist_ok=True)
     shards = [shard for entry in job.entries for shard in entry.shards]
     mine = [shard for shard in shards[crew.rank :: crew.size] if not has_shard(store, shard.name)]
-    _make(mine, Start(job.render, store, job.marker), job.template, _workers(settings, crew))
+    _make(mine, Start(job.render, store, job.check), job.template, _workers(settings, crew))
     return store
 
 
@@ -295,7 +304,7 @@ def _make(shards: Sequence[Shard], start: Start, template: Template, workers: in
             make_shards(shards, start, workers, done)
             return
         for shard in shards:
-            done(make_shard(shard, start.render, template, start.marker, start.folder))
+            done(make_shard(shard, start.render, template, start.check, start.folder))
 
 
 @contextmanager

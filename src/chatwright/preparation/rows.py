@@ -8,22 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from chatwright.batches.token_store import TokenStore, concatenate
-from chatwright.conversations.converters import convert
 from chatwright.conversations.duplicates import dedup_key, dedup_text, key_array
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.filters import ExactDuplicates, NearDuplicates, RowFilters, build_filters
 from chatwright.conversations.minhash import minhash_many
+from chatwright.conversations.preference_types import Dropped
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import general_field
 from chatwright.conversations.transforms import RowTransforms, build_transforms
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.preparation.marks import ContaminationCheck, Marks
+from chatwright.preparation.row_kinds import MOST_CHARACTERS, convert_row, cut_of, size_of
 from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
 from chatwright.templates.base import Template
 from chatwright.templates.overflow import Overflow, fit
@@ -32,14 +33,7 @@ from chatwright.templates.rendered import RenderedExample
 ROWS_AT_ONCE = 1000
 """Rows rendered and encoded together: enough to fill the tokenizer's threads, little enough to hold."""
 PLACES_SHOWN = 20
-T = TypeVar("T")
-
-
-class Marker(Protocol):
-    """Looks at conversations for text that evaluations ask for."""
-
-    def reasons(self, conversations: Sequence[Conversation]) -> list[str | None]:
-        """For each why it has to go, or None."""
+T = TypeVar("T", RawRow, Conversation)
 
 
 @dataclass(slots=True)
@@ -79,7 +73,7 @@ class RowFacts:
         """The entry's account."""
         places = tuple(self.skip_places)
         return EntryInfo(
-            work.name, work.format, self.num_rows, dict(self.skipped), places, dict(self.notes), dict(self.changed)
+            work.name, work.format_shown, self.num_rows, dict(self.skipped), places, dict(self.notes), dict(self.changed)
         )
 
 
@@ -91,6 +85,7 @@ class PreparedRows:
         store: the examples. ledger, facts: the account.
         columns: per-row arrays for filters that need the whole source, by name; row r of them is the r-th row rendered.
         row_of: int64 `[n]`, each example's row in `columns`.
+        contamination: what `ContaminationReport.to_dict` gives, where the rows were compared with evaluations.
     """
 
     store: TokenStore
@@ -98,6 +93,7 @@ class PreparedRows:
     facts: RowFacts
     columns: dict[str, np.ndarray]
     row_of: np.ndarray
+    contamination: dict[str, Any] | None = None
 
 
 class RowReader:
@@ -106,14 +102,15 @@ class RowReader:
     Args:
         work: the entry.
         seed: of the run, for transforms.
-        marker: marks contaminated conversations, and drops them where it was told to.
+        check: what rows are compared with; held-out data isn't, since nothing is trained on it.
 
     Raises:
         UserError: a filter or transform needs what is missing.
     """
 
-    def __init__(self, work: EntryWork, seed: int, marker: Marker | None = None) -> None:
-        self.work, self.seed, self.marker = work, seed, marker
+    def __init__(self, work: EntryWork, seed: int, check: ContaminationCheck | None = None) -> None:
+        self.work, self.seed = work, seed
+        self.marks = check.begin() if check is not None and not work.heldout else None
         self.ledger, self.facts = Ledger(), RowFacts()
         self.filters: RowFilters = build_filters(work.entry.filters)
         self.transforms: RowTransforms = build_transforms(work.entry.transforms)
@@ -132,15 +129,11 @@ class RowReader:
             self.ledger.count(name, Stage.CONVERTED, len(converted))
             changed = [self._transform(conversation) for conversation in converted]
             kept = [c for c in changed if self._stays(c, self.filters.reason)]
-            yield from kept if self.marker is None else self._marked(kept, self.marker)
+            yield from kept if self.marks is None else self._marked(kept, self.marks)
 
     def _convert(self, row: RawRow) -> Conversation | None:
         try:
-            if row.error:
-                raise row.error
-            if isinstance(row.value, Conversation):
-                return row.value
-            return convert(row.value, self.work.format, row.source, row.number)
+            found = convert_row(row, self.work)
         except DataError as error:
             if self.work.entry.on_bad_row == "error" or error.row is None:
                 raise
@@ -149,6 +142,13 @@ class RowReader:
                 self.facts.skip_places.append(f"{row.source} row {row.number}: {error.message}")
             self.ledger.count(self.work.name, Stage.SKIPPED, 1, reason=f"bad {general_field(error.field)}")
             return None
+        if isinstance(found, Dropped):
+            self.ledger.count(self.work.name, Stage.CONVERTED, 1)
+            self.ledger.count(self.work.name, Stage.FILTERED, 1, reason=f"preference: {found.reason}")
+            return None
+        if (cut := cut_of(row)) is not None:
+            self.facts.changed[cut] += 1
+        return found
 
     def _transform(self, conversation: Conversation) -> Conversation:
         changed, names = self.transforms.apply(conversation, self.seed)
@@ -161,8 +161,8 @@ class RowReader:
             self.ledger.count(self.work.name, Stage.FILTERED, 1, reason=reason)
         return reason is None
 
-    def _marked(self, conversations: list[Conversation], marker: Marker) -> Iterator[Conversation]:
-        for conversation, reason in zip(conversations, marker.reasons(conversations), strict=True):
+    def _marked(self, conversations: list[Conversation], marks: Marks) -> Iterator[Conversation]:
+        for conversation, reason in zip(conversations, marks.reasons(conversations), strict=True):
             if self._stays(conversation, lambda _, reason=reason: reason):  # type: ignore[misc]
                 yield conversation
 
@@ -172,7 +172,7 @@ def prepare_rows(
     work: EntryWork,
     render: RenderWork,
     template: Template,
-    marker: Marker | None = None,
+    check: ContaminationCheck | None = None,
     on_group: Callable[[int], None] | None = None,
 ) -> PreparedRows:
     """The tokens of rows.
@@ -186,7 +186,7 @@ def prepare_rows(
         DataError: a bad row, or one with nothing to train, and the entry doesn't skip them.
         TemplateError: the template can't render a row faithfully.
     """
-    reader = RowReader(work, render.seed, marker)
+    reader = RowReader(work, render.seed, check)
     columns = RowColumns(reader.filters)
     stores: list[TokenStore] = []
     done = 0
@@ -202,12 +202,21 @@ def prepare_rows(
     if on_group is not None:
         on_group(reader.facts.num_rows - done)
     made, row_of = columns.finish()
-    return PreparedRows(concatenate(stores), reader.ledger, reader.facts, made, row_of)
+    report = reader.marks.report.to_dict() if reader.marks is not None else None
+    return PreparedRows(concatenate(stores), reader.ledger, reader.facts, made, row_of, report)
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
+    """Lists of at most `size` items, and of little more than `MOST_CHARACTERS` of plain text."""
+    group: list[T] = []
+    characters = 0
+    for item in items:
+        group.append(item)
+        characters += size_of(item)
+        if len(group) == size or characters > MOST_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
         yield group
 
 
@@ -233,7 +242,8 @@ def _render_group(
     kept = _trainable(rendered, work, ledger)
     overflow = render.overflow
     if overflow is Overflow.ERROR:  # all of them are reported at once, when the last row is read
-        long = [example for example in kept if len(example.ids) > render.max_tokens]
+        documents = {(row.source, row.row) for row in group if row.document}  # these are cut into pieces
+        long = [e for e in kept if len(e.ids) > render.max_tokens and (e.key.source, e.key.row) not in documents]
         facts.too_long += [(len(example.ids), example.key.source, example.key.row) for example in long]
         overflow = Overflow.DROP
     fitted = fit(kept, render.max_tokens, overflow, template, group, work.train_on)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from chatwright.batches.token_cache import load_store, save_store
+from chatwright.conversations.documents import read_text_range, split_texts
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.regrouping import REGROUPINGS, regroup
 from chatwright.conversations.row_ranges import RowRange, read_range, split_source
@@ -23,7 +24,8 @@ from chatwright.conversations.sources import is_local, remote_files, scan_rows
 from chatwright.conversations.stores import is_url
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
-from chatwright.preparation.rows import Marker, PreparedRows, RowFacts, prepare_rows
+from chatwright.preparation.marks import ContaminationCheck
+from chatwright.preparation.rows import PreparedRows, RowFacts, prepare_rows
 from chatwright.preparation.work import EntryWork, RenderWork, Shard
 from chatwright.templates.base import Template
 
@@ -39,6 +41,9 @@ def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard
     """
     entry = work.entry
     path, start = entry.path or "", entry.start or 0
+    if entry.is_text:
+        ranges = split_texts(path, rows_per_shard, start, entry.stop, entry.step)
+        return _named(ranges, work, number)
     whole = start == 0 and entry.stop is None and entry.step == 1
     if entry.format not in REGROUPINGS and is_url(path) and whole:
         ranges = [RowRange((str(file),)) for file in remote_files(path)]
@@ -46,6 +51,10 @@ def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard
         ranges = [RowRange((path,), start, entry.stop, entry.step)]
     else:
         ranges = split_source(path, rows_per_shard, start, entry.stop, entry.step)
+    return _named(ranges, work, number)
+
+
+def _named(ranges: Sequence[RowRange], work: EntryWork, number: int) -> list[Shard]:
     return [Shard(f"entry-{number:03d}-shard-{index:05d}", work, rows) for index, rows in enumerate(ranges)]
 
 
@@ -56,6 +65,8 @@ def shard_rows(shard: Shard) -> Iterator[RawRow]:
         DataError: if a file as a whole can't be read.
     """
     entry, rows = shard.work.entry, shard.rows
+    if entry.is_text:
+        return read_text_range(rows, entry.text_by, keep_notices=entry.keep_notices, hub_mode=entry.hub_mode)
     if entry.format in REGROUPINGS or not is_local(rows.files[0]):
         scanned = scan_rows(rows.files[0], entry.hub_mode, entry.renames)
         return islice(iter(regroup(entry.format, scanned)), rows.first, rows.stop, rows.step)
@@ -65,21 +76,27 @@ def shard_rows(shard: Shard) -> Iterator[RawRow]:
     return (raw._replace(value=renames.apply(raw.value)) for raw in read_range(rows))
 
 
-def make_shard(shard: Shard, render: RenderWork, template: Template, marker: Marker | None, folder: Path) -> RowFacts:
+def make_shard(
+    shard: Shard, render: RenderWork, template: Template, check: ContaminationCheck | None, folder: Path
+) -> RowFacts:
     """Make a shard's tokens and write them to `folder / shard.name`, complete or not at all.
 
     Raises:
         DataError: see `prepare_rows`.
         OSError: the folder can't be written.
     """
-    prepared = prepare_rows(shard_rows(shard), shard.work, render, template, marker)
+    prepared = prepare_rows(shard_rows(shard), shard.work, render, template, check)
     aside = folder / f".{shard.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         save_store(prepared.store, aside / "tokens")
         columns: dict[str, Any] = {"row_of": prepared.row_of, **prepared.columns}
         np.savez(aside / "columns.npz", **columns)
-        facts = {"facts": prepared.facts.to_dict(), "ledger": prepared.ledger.to_dict()}
+        facts = {
+            "facts": prepared.facts.to_dict(),
+            "ledger": prepared.ledger.to_dict(),
+            "contamination": prepared.contamination,
+        }
         (aside / "facts.json").write_text(
             json.dumps(facts, ensure_ascii=False), encoding="utf-8", errors="surrogatepass"
         )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
 from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.documents import split_texts
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.hub import HUB_PREFIX
 from chatwright.conversations.regrouping import REGROUPINGS
@@ -114,6 +115,8 @@ def given_stream(rows: Any, name: str, number: int, train_on: TrainOn) -> Stream
 def _ranges(entry: DataSettings) -> list[RowRange]:
     """The parts of a source, found without reading its rows."""
     path, start = entry.path or "", entry.start or 0
+    if entry.is_text:
+        return split_texts(path, ROWS_PER_PART, start, entry.stop, entry.step, unread=True)
     if entry.format in REGROUPINGS or not is_local(path):
         return [RowRange((path,), start, entry.stop, entry.step)]
     return split_source(path, ROWS_PER_PART, start, entry.stop, entry.step, unread=True)

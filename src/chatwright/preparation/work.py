@@ -68,7 +68,8 @@ class EntryWork:
 
     Args:
         entry: its settings. name: what the ledger calls it, no two alike.
-        format: a name of `CONVERTERS`, `task` or `conversations`; never `auto`.
+        format: a name of `CONVERTERS` (of `PREFERENCE_CONVERTERS` where the entry takes a side), `text`, `task` or
+            `conversations`; never `auto`.
         train_on: the mask policy.
         heldout: all of it is held out.
         streamed: it is read while the run trains, so one row with nothing to train doesn't stop it.
@@ -80,6 +81,11 @@ class EntryWork:
     train_on: TrainOn
     heldout: bool = False
     streamed: bool = False
+
+    @property
+    def format_shown(self) -> str:
+        """The format, for people."""
+        return f"{self.format}, {self.entry.preference} replies" if self.entry.preference else self.format
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from chatwright.errors import UserError
-from chatwright.preparation.rows import Marker, RowFacts
+from chatwright.preparation.marks import ContaminationCheck
+from chatwright.preparation.rows import RowFacts
 from chatwright.preparation.shards import make_shard
 from chatwright.preparation.work import RenderWork, Shard
 from chatwright.templates.base import Template
@@ -26,13 +27,13 @@ class Start:
 
     render: RenderWork
     folder: Path
-    marker: Marker | None
+    check: ContaminationCheck | None
 
 
 def answer(shard: Shard, start: Start, template: Template) -> RowFacts | UserError | OSError:
     """Make a shard; a mistake in the data or a full disk is an answer, not the end of the worker."""
     try:
-        return make_shard(shard, start.render, template, start.marker, start.folder)
+        return make_shard(shard, start.render, template, start.check, start.folder)
     except UserError as error:
         return error
     except OSError as error:

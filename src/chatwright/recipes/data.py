@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chatwright.batches.loader import FAST_MULTIPLE, StepBatches, StepLoader
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
-from chatwright.errors import DataError
+from chatwright.errors import ConfigError, DataError
 from chatwright.inspection.ledger import Ledger
-from chatwright.inspection.plan_counts import count_plan
+from chatwright.inspection.plan_counts import count_plan, count_trained
 from chatwright.packing.mixture import Mixture, SourceShare
 from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.preparation.assemble import Rendered
@@ -22,8 +24,12 @@ from chatwright.preparation.work import EntryInfo
 from chatwright.recipes.rendering import data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import stored_template_settings
+from chatwright.runtime import Runtime
 from chatwright.templates.template import Template, TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from chatwright.recipes.streaming import TrainingData
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class RunData:
         entries: what each data entry gave. entry_index: int64 `[n]`, the entry of each training example.
         ledger: counted, named reasons for all that was left out.
         from_cache: the tokens were read from the cache, not rendered anew.
+        contamination: what `ContaminationReport.to_dict` gives, where the recipe compares rows with evaluations.
     """
 
     text: TextSetup
@@ -68,6 +75,50 @@ class RunData:
     entry_index: np.ndarray
     ledger: Ledger
     from_cache: bool
+    contamination: dict[str, Any] | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.plan.num_steps
+
+    @property
+    def step_weights(self) -> list[float]:
+        """The supervised weight of every step, which the learning-rate schedule runs over."""
+        weights: list[float] = self.plan.step_sums(self.store.weight_sums).tolist()
+        return weights
+
+    def identity(self) -> dict[str, str]:
+        """sha256 of what a run trains on: the plan's order, the tokens with their weights, and the held-out ones."""
+        return {"plan": self.plan.fingerprint(), "data": store_hash(self.store), "heldout": store_hash(self.heldout)}
+
+    def steps(self, start: int, runtime: Runtime, pad_to: int | None) -> Iterable[StepBatches]:
+        """This rank's batches of every step from `start` on."""
+        ranks = (runtime.rank, runtime.world_size)
+        options: dict[str, Any] = {"start_step": start, "pad_to": pad_to, "pad_multiple": FAST_MULTIPLE}
+        return StepLoader(self.store, self.plan, *ranks, runtime.device, **options)
+
+    def ledger_after(self, step: int) -> Ledger:
+        """The ledger with what the first `step` steps trained."""
+        ledger = Ledger.from_dict(self.ledger.to_dict())
+        done = self.plan.members[: self.plan.pack_starts[self.plan.step_starts[step]]]
+        count_trained(ledger, done, self.store.lengths, [e.name for e in self.entries], self.entry_index)
+        return ledger
+
+    def loader_state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps to go on behind a step: nothing, since a step's number says all."""
+        return {}
+
+    def go_on(self, counters: Mapping[str, Any]) -> None:
+        """Stand where a checkpoint's counters say: the step's number says it."""
+
+
+def store_hash(store: TokenStore) -> str:
+    """sha256 of a store's tokens and weights."""
+    digest = hashlib.sha256()
+    for array in (store.offsets, store.ids, store.run_lengths, store.run_weights, store.run_offsets):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def prepare_text(settings: RunSettings) -> TextSetup:
@@ -85,7 +136,28 @@ def prepare_text(settings: RunSettings) -> TextSetup:
     return TextSetup(resolved, load_template(tokenizer, chosen))
 
 
-def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None) -> RunData:
+def build_data(
+    settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None
+) -> TrainingData:
+    """What a recipe trains on: read, rendered and planned whole (`build_planned`), or a stream (`build_stream`)."""
+    from chatwright.recipes.streaming import build_stream
+
+    return (
+        build_planned(settings, sources, crew) if settings.streaming is None else build_stream(settings, sources, crew)
+    )
+
+
+def require_data(settings: RunSettings, sources: Mapping[str, Any] | None) -> None:
+    """Refuse a recipe without data.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not (settings.data if sources is None else sources):
+        raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
+
+
+def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None) -> RunData:
     """Read, render, check lengths, and plan.
 
     Args:
@@ -96,9 +168,12 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None, 
 
     Raises:
         DataError: a bad row, a row with nothing to train, over-long rows, or no rows at all.
+        ConfigError: the recipe is streamed, and has no plan of the whole data.
     """
-    if not (settings.data if sources is None else sources):
-        raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
+    if settings.streaming is not None:
+        problem = "streaming: this needs all rows at once, and a stream has none; add --set streaming=false"
+        raise ConfigError([problem], source="recipe")
+    require_data(settings, sources)
     text = prepare_text(settings)
     rendered, from_cache = _rendered(settings, text, sources, crew)
     store, ledger = rendered.store, rendered.ledger
@@ -120,7 +195,24 @@ def build_data(settings: RunSettings, sources: Mapping[str, Any] | None = None, 
     names = [entry.name for entry in rendered.entries]
     count_plan(ledger, plan, store.lengths, names, rendered.entry_index)
     ledger.check()
-    return RunData(text, store, plan, rendered.heldout, rendered.entries, rendered.entry_index, ledger, from_cache)
+    return RunData(
+        text,
+        store,
+        plan,
+        rendered.heldout,
+        rendered.entries,
+        rendered.entry_index,
+        ledger,
+        from_cache,
+        rendered.contamination,
+    )
+
+
+def prepare_heldout(settings: RunSettings, text: TextSetup, crew: Crew | None) -> TokenStore:
+    """The held-out data of its own that a recipe names, prepared without the rest."""
+    if not settings.heldout.data:
+        return TokenStore.from_examples([])
+    return _rendered(settings.model_copy(update={"data": ()}), text, None, crew)[0].heldout
 
 
 def build_mixture(settings: RunSettings, rendered: Rendered, *, given: bool = False) -> Mixture:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from chatwright import __version__
 from chatwright.batches.token_cache import cache_key
+from chatwright.checkpoints.imports import cache_folder
 from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.documents import text_fingerprint
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import fingerprint
+from chatwright.inspection.contamination import ContaminationSettings
+from chatwright.inspection.evaluation_texts import Evaluations, collect_evaluations
 from chatwright.preparation.assemble import Rendered
+from chatwright.preparation.marks import ContaminationCheck
 from chatwright.preparation.prepare import Crew, PlannedEntry, given_entry, plan_entry, prepare
 from chatwright.preparation.rows import RowReader
 from chatwright.preparation.work import EntryInfo, RenderWork
@@ -22,10 +28,10 @@ from chatwright.templates.template import Template, TrainOn
 
 
 def mask_policy(entry: DataSettings, settings: RunSettings) -> TrainOn:
-    """The mask policy of a data entry: its own, every token in mid-training, else the template's."""
+    """The mask policy of a data entry: its own, every token in mid-training and of plain text, else the template's."""
     if entry.train_on is not None:
         return TrainOn(entry.train_on)
-    return TrainOn.EVERYTHING if settings.stage == "mid" else settings.template.train_on
+    return TrainOn.EVERYTHING if settings.stage == "mid" or entry.is_text else settings.template.train_on
 
 
 def plan_entries(settings: RunSettings, sources: Mapping[str, Any] | None = None) -> list[PlannedEntry]:
@@ -42,7 +48,7 @@ def plan_entries(settings: RunSettings, sources: Mapping[str, Any] | None = None
     planned: list[PlannedEntry] = []
     if sources is None:
         for number, entry in enumerate(settings.data):
-            name = _own_name(entry.source_name, names)
+            name = own_name(entry.source_name, names)
             planned.append(plan_entry(entry, name, number, mask_policy(entry, settings), rows, seed))
     else:
         policy = mask_policy(DataSettings(path="memory"), settings)
@@ -53,7 +59,7 @@ def plan_entries(settings: RunSettings, sources: Mapping[str, Any] | None = None
     return planned
 
 
-def _own_name(name: str, seen: Counter[str]) -> str:
+def own_name(name: str, seen: Counter[str]) -> str:
     """Two entries may read one file: the ledger keeps them apart by number."""
     seen[name] += 1
     return name if seen[name] == 1 else f"{name} #{seen[name]}"
@@ -93,6 +99,7 @@ def render_entries(
     work = RenderWork(
         str(text_folder or ""), template.settings, settings.max_tokens, settings.overflow, settings.train.seed
     )
+    check = contamination_check(settings)
     return prepare(
         plan_entries(settings, sources),
         work,
@@ -101,8 +108,26 @@ def render_entries(
         settings.heldout.share,
         folder=folder,
         key=key,
+        check=check,
         crew=crew,
     )
+
+
+@lru_cache(maxsize=1)
+def _evaluations(names: tuple[str, ...] | None) -> Evaluations:
+    return collect_evaluations(names)
+
+
+def contamination_check(settings: RunSettings) -> ContaminationCheck | None:
+    """What the rows are compared with, its index built if need be; None where the recipe doesn't ask for it.
+
+    Raises:
+        UserError: an evaluation that is asked for by name can't be had.
+    """
+    chosen = settings.contamination
+    if chosen is None:
+        return None
+    return ContaminationCheck.prepare(_evaluations(chosen.evaluations), chosen, cache_folder())
 
 
 def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
@@ -124,11 +149,16 @@ def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
         seed=settings.train.seed,
         max_tokens=settings.max_tokens,
         overflow=str(settings.overflow),
+        contamination=_contamination_identity(settings.contamination),
     )
+
+
+def _contamination_identity(settings: ContaminationSettings | None) -> list[Any] | None:
+    return None if settings is None else [settings.model_dump(mode="json"), _evaluations(settings.evaluations).identity]
 
 
 def _entry_fingerprint(entry: DataSettings) -> str | None:
     """What the entry's files hold; empty where its task makes its rows itself."""
     if entry.task:
         return make_task(entry.task, **entry.task_options).fingerprint(entry.split)
-    return fingerprint(entry.path or "")
+    return (text_fingerprint if entry.is_text else fingerprint)(entry.path or "")

@@ -5,20 +5,22 @@ Every setting of a recipe stands here or in the settings class of the room it be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from chatwright.adapters.settings import LoraSettings
 from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.filters import ExactDuplicates, NearDuplicates
 from chatwright.conversations.foreign_configs import foreign_system
 from chatwright.errors import ConfigError, UserError
+from chatwright.inspection.contamination import ContaminationSettings
 from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
-from chatwright.preparation.work import PreparationSettings
+from chatwright.preparation.work import PreparationSettings, StreamingSettings
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import TemplateSettings
@@ -53,6 +55,8 @@ class RunSettings(Settings):
         model: Hugging Face folder, hub name, run or checkpoint folder, GGUF file, or alias.
         stage: `sft` trains the replies; `mid` trains every token of the conversations.
         max_tokens: longest example in tokens; `overflow` says what happens to longer ones.
+        contamination: compare the rows with evaluations; null doesn't.
+        streaming: `true`, or its settings: read the rows while training, for `train.max_steps` steps.
         out: the run folder.
     """
 
@@ -67,6 +71,8 @@ class RunSettings(Settings):
     overflow: Overflow = Overflow.ERROR
     packing: PackingSettings = PackingSettings()
     preparation: PreparationSettings = PreparationSettings()
+    contamination: ContaminationSettings | None = None
+    streaming: StreamingSettings | None = None
     adapter: LoraSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -92,6 +98,26 @@ class RunSettings(Settings):
             )
         return self
 
+    @property
+    def stream_steps(self) -> int | None:
+        """The steps of a streamed run; `streaming.max_tokens` counts every pack as full. None: it isn't streamed."""
+        if self.streaming is None or self.streaming.max_tokens is None:
+            return self.train.max_steps if self.streaming else None
+        return max(1, self.streaming.max_tokens // (self.packing.tokens_per_pack * self.packing.packs_per_step))
+
+    @field_validator("streaming", mode="before")
+    @classmethod
+    def _true_or_settings(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _can_be_streamed(self) -> RunSettings:
+        if self.streaming is not None:
+            problem = next(_against_streaming(self, self.streaming), None)
+            if problem:
+                raise ValueError(f"with streaming, {problem}")
+        return self
+
     @model_validator(mode="after")
     def _all_weights_or_none(self) -> RunSettings:
         without = [entry.source_name for entry in self.data if entry.weight is None]
@@ -105,6 +131,29 @@ class RunSettings(Settings):
                 f"mixture.until: {self.mixture.until} has no effect without weights; give data entries a weight"
             )
         return self
+
+
+def _against_streaming(settings: RunSettings, streaming: StreamingSettings) -> Iterator[str]:
+    """What asks for the whole data, of which a stream sees a window at a time."""
+    if (settings.train.max_steps is None) == (streaming.max_tokens is None):
+        yield "the run's length must be given by one of train.max_steps and streaming.max_tokens"
+    if streaming.max_tokens and settings.packing.by == "examples":
+        yield "streaming.max_tokens counts packs, but packing.by is examples; set train.max_steps"
+    if settings.train.epochs != 1:
+        yield "train.epochs has no effect; remove it (train.max_steps gives the length)"
+    if settings.heldout.share:
+        yield "heldout.share can't be drawn, since not all rows are seen; set heldout.data"
+    if settings.mixture != MixtureSettings():
+        yield "mixture has no effect, since sources have no end; remove it (weight gives the shares)"
+    if len(settings.data) > 1 and settings.data[0].weight is None:
+        yield "how many rows a source has isn't known: give every data entry a weight, its share of the rows"
+    for entry in settings.data:
+        if entry.epochs != 1:
+            yield f"data.epochs has no effect ({entry.source_name}); give entries weights"
+        if entry.max_rows is not None:
+            yield f"max_rows can't be drawn ({entry.source_name}), since not all rows are seen; set stop"
+        for each in (own for own in entry.filters if isinstance(own, ExactDuplicates | NearDuplicates)):
+            yield f"the filter {each.kind} can't run ({entry.source_name}), since not all rows are seen; remove it"
 
 
 SHIPPED = Path(__file__).parent / "shipped"
