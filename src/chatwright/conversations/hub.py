@@ -122,7 +122,7 @@ def _reach(wanted: HubName, text: str) -> tuple[str | None, bool]:
             return None, True  # the hub is there, but busy: `datasets` has the patience
         except _timeouts():
             return None, True
-        except (OSError, *_network_errors()):
+        except _unreachable():
             if last:
                 return None, False
             time.sleep(_PAUSE_BEFORE_RETRY)
@@ -142,7 +142,7 @@ def _offline(datasets: Any) -> Iterator[None]:
     """`datasets` looks into its cache only, without trying the network six times first."""
     import huggingface_hub.constants
 
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:
@@ -165,6 +165,10 @@ def _datasets(text: str) -> Any:
 def _http_clients() -> list[Any]:
     """The HTTP client that huggingface_hub uses since 1.0."""
     return [importlib.import_module(name) for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    return (OSError, *_network_errors())
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

@@ -107,6 +107,11 @@ def store_files(url: str, wanted: Callable[[str], bool]) -> list[StoreFile]:
         return [StoreFile(store.unstrip_protocol(name), _version(info)) for name, info in sorted(kept.items())]
 
 
+def store_errors() -> tuple[type[Exception], ...]:
+    """What reading a store can raise."""
+    return (OSError, *driver_errors())
+
+
 def driver_errors() -> tuple[type[Exception], ...]:
     """What the drivers loaded so far raise besides `OSError`; none when no address was read."""
     known = {
@@ -145,7 +150,7 @@ def _explained(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError("there is no such file or folder", source=url, hint="check bucket and path") from None
-    except (OSError, *driver_errors()) as error:
+    except store_errors() as error:
         raise DataError(
             f"the store can't be read: {type(error).__name__}: {error}",
             source=url,
