@@ -40,6 +40,10 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
+"""What PyYAML lets out for 2024-99-99, `!!int` of nothing, integers of thousands of digits."""
+
+
 def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """The value of YAML text, refusing what PyYAML takes without a word.
 
@@ -56,7 +60,7 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
         return reader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("is nested too deeply") from None
-    except ValueError as error:  # 2024-99-99, an integer of thousands of digits
+    except _UNREADABLE as error:
         raise yaml.YAMLError(f"holds a value that can't be read: {str(error)[:120]}") from None
     finally:
         reader.dispose()

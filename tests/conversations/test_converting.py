@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from chatwright.conversations.converting import convert_files, losses
 from chatwright.conversations.differences import differences, normal_form
+from chatwright.conversations.preference_writer import preference_differences
+from chatwright.conversations.preferences import load_preferences
 from chatwright.conversations.row_files import new_file
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.conversations.sources import load_conversations
@@ -22,6 +24,41 @@ from chatwright.errors import DataError, UserError
 from shared_files import shared
 
 KINDS = ("jsonl", "parquet")
+
+
+PREFERENCES = ("dpo_en_demo.json", "dpo_zh_demo.json", "hh_rlhf_harmless_base_test.jsonl.gz", "kto_en_demo.json")
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_preferences_come_back_from_both_kinds(tmp_path, name, kind):
+    path, out = shared(f"data/preference/{name}"), tmp_path / f"out.{kind}"
+    before = load_preferences(path, on_bad_row="skip")
+    done = convert_files([path], out, to="preference", on_bad_row="skip")
+    assert (done.read, done.refused, done.changed) == (before.num_rows, 0, 0)
+    assert (done.dropped, done.skipped) == (len(before.dropped), len(before.skipped))
+    after = load_preferences(out)
+    items, again = [*before.pairs, *before.labelled], [*after.pairs, *after.labelled]
+    assert len(items) == len(again) == done.written
+    assert {lost for pair in zip(items, again, strict=True) for lost in preference_differences(*pair)} == set()
+
+
+def test_a_pair_keeps_its_margin_tools_and_extras(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5, "tools": TOOLS, "id": {"n": None}}
+    source = write_rows(tmp_path / "a.jsonl", row, {**row, "chosen": "c"})
+    for kind in KINDS:
+        done = convert_files([source], tmp_path / f"out.{kind}", to="preference")
+        assert (done.written, done.dropped) == (1, 1)
+        (pair,) = load_preferences(tmp_path / f"out.{kind}").pairs
+        assert (pair.margin, pair.extra, pair.tools[0]["function"]["name"]) == (0.5, {"id": {"n": None}}, "f")
+        assert (pair.prompt[0].text, pair.chosen[0].text, pair.rejected[0].text) == ("a", "b", "c")
+
+
+def test_conversations_are_no_preferences(tmp_path):
+    source = write_rows(tmp_path / "a.jsonl", PLAIN)
+    with pytest.raises(DataError):
+        convert_files([source], tmp_path / "out.jsonl", to="preference")
+    assert sorted(tmp_path.iterdir()) == [source]
 
 
 def told(conversation: Conversation) -> tuple[object, ...]:
@@ -66,6 +103,7 @@ def test_what_another_format_holds_without_loss_comes_back_the_same(tmp_path_fac
         assert differences(chat, again) == lost
 
 
+TOOLS = [{"name": "f", "parameters": {"a": None}}]
 PLAIN = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 CALLING = {
     "messages": [
@@ -142,6 +180,8 @@ def test_several_sources_of_several_formats_become_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "says"),
     [
+        ("a.jsonl", {"format": "trl"}, "no format 'trl'"),
+        ("a.jsonl", {"on_bad_row": "ignore"}, "no on_bad_row 'ignore'"),
         ("taken.jsonl", {}, "exists already"),
         ("folder.jsonl", {"force": True}, "not a file"),
         ("/dev/null", {"force": True, "file_format": "jsonl"}, "no file format"),

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from chatwright.console import note, out, progress, warn
 from chatwright.conversations.converting import Conversion, convert_files
-from chatwright.conversations.data_settings import DataSettings
-from chatwright.settings import build
 
 
 def run_convert(
@@ -21,15 +19,14 @@ def run_convert(
     force: bool,
 ) -> None:
     """Write the file, and say what it holds and what it couldn't."""
-    entries = [build(DataSettings, {"path": s, "format": format, "on_bad_row": on_bad_row}, "convert") for s in sources]
     with progress(None, "converting") as bar:
         result = convert_files(
             sources,
             out_file,
             to=to,
             file_format=file_format,
-            format=entries[0].format,
-            on_bad_row=entries[0].on_bad_row,
+            format=format,
+            on_bad_row=on_bad_row,
             lossy=lossy,
             force=force,
             watch=lambda result: bar.update(result.read),
@@ -44,8 +41,8 @@ def _report(result: Conversion, out_file: str, to: str) -> None:
         warn(f"{result.changed:,} rows lost what {to} can't hold:")
     for line in result.lines("changed"):
         note(f"  - {line}")
-    if left_out := result.skipped + result.refused:
+    if left_out := result.skipped + result.dropped + result.refused:
         warn(f"{left_out:,} rows were left out:")
-    for line in result.lines("skipped", "refused"):
+    for line in result.lines("skipped", "dropped", "refused"):
         note(f"  - {line}")
     out().print(f"wrote {out_file}: {result.written:,} of {result.read:,} rows", markup=False, soft_wrap=True)

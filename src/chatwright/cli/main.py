@@ -132,7 +132,7 @@ def inspect(
 def convert(
     sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="Files, folders, globs, hub:owner/name/split.")],
     out: Annotated[str, typer.Argument(help="The file to write; its ending tells the kind: .jsonl or .parquet.")],
-    to: Annotated[str, typer.Option("--to", help="messages, sharegpt or alpaca.")],
+    to: Annotated[str, typer.Option("--to", help="messages, sharegpt, alpaca or preference.")],
     file_format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet.")] = None,
     from_: Annotated[str, typer.Option("--from", help="The rows' format; found by itself when not given.")] = "auto",
     on_bad_row: Annotated[str, typer.Option("--on-bad-row", help="error, or skip: leave out and count.")] = "error",

@@ -32,5 +32,5 @@ def convert_custom_json(row: Any, source: str, index: int) -> Conversation:
                 f"message {i} must be the {wanted}'s, found {message.role!r}",
                 "the user begins and the two take turns; name the format nanochat for other orders",
             )
-        read_text(item["content"], at.at("content"))
+        read_text(item.get("content"), at.at("content"))
     return convert_messages({"messages": row}, source, index)

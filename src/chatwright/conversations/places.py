@@ -117,7 +117,7 @@ def compact_json(value: Any, place: Place) -> str:
             bytes for.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]

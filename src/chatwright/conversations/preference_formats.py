@@ -27,7 +27,7 @@ PARTS_EARLY = "the two sides part before the last reply"
 BOTH_UNSAFE = "both replies are unsafe"
 
 _CHOSEN, _REJECTED = "chosen", "rejected"
-_OTHER_PROMPTS = ("instruction", "question", "query", "input", "conversations", "messages", "context")
+OTHER_PROMPTS = ("instruction", "question", "query", "input", "conversations", "messages", "context")
 _INSIDE_WORD = re.compile(r"[A-Za-z0-9]")
 
 
@@ -158,7 +158,7 @@ def convert_trl(row: Any, source: str, index: int) -> Preference:
     row = read_mapping(row, place)
     for name in (_CHOSEN, _REJECTED):
         find_field(row, (name,), place)
-    for name in _OTHER_PROMPTS:
+    for name in OTHER_PROMPTS:
         if row.get(name) is not None:
             raise place.at(name).error("stands beside the replies; TRL's rows ask in 'prompt'", "rename the field")
     used = ("prompt", _CHOSEN, _REJECTED)

@@ -22,6 +22,7 @@ CHARACTERS_PER_BATCH = 1 << 24
 """A batch of rows is written when it has so many rows or characters."""
 
 _JSON_COLUMNS = ("tools", "chat_template_kwargs")
+_MESSAGE_COLUMNS = ("messages", "prompt", "chosen", "rejected")
 
 
 class RowFile(Protocol):
@@ -83,7 +84,7 @@ class ParquetFile:
         for name in _JSON_COLUMNS:
             if name in shaped:
                 shaped[name] = json_text(shaped[name])
-        for name in ("messages", "prompt", "chosen", "rejected"):
+        for name in _MESSAGE_COLUMNS:
             if isinstance(shaped.get(name), list):
                 shaped[name] = [_with_parts_apart(message) for message in shaped[name]]
         further = {name: value for name, value in row.items() if name not in self._columns}
@@ -155,6 +156,11 @@ def _schema(target: str) -> Any:
         "alpaca": {
             **dict.fromkeys(("instruction", "input", "output", "system"), text),
             "history": pa.list_(pa.list_(text)),
+        },
+        "preference": {
+            **dict.fromkeys(_MESSAGE_COLUMNS, pa.list_(message)),
+            "margin": pa.float64(),
+            "label": pa.bool_(),
         },
     }
     return pa.schema(list({**own[target], **dict.fromkeys((*_JSON_COLUMNS, EXTRA_FIELD), text)}.items()))

@@ -29,7 +29,7 @@ def write_messages(conversation: Conversation) -> Row:
     Turns that OpenAI's fields can't hold (several texts, a call before a text, results inside a turn) become typed
     parts. Template variables are TRL's `chat_template_kwargs`; `extra` stands beside them.
     """
-    return _with_rest({"messages": [message_row(message) for message in conversation.messages]}, conversation)
+    return with_rest({"messages": [message_row(message) for message in conversation.messages]}, conversation)
 
 
 def message_row(message: Message) -> Row:
@@ -84,7 +84,7 @@ def _flags(message: Message) -> Row:
     return _given(train=message.train, weight=None if message.weight == 1.0 else message.weight)
 
 
-def _with_rest(row: Row, conversation: Conversation) -> Row:
+def with_rest(row: Row, conversation: Conversation) -> Row:
     """Add tools, template variables and the fields of `extra` that have a name of their own and are JSON."""
     taken = {*row, *_BESIDE}
     if conversation.tools:
@@ -113,7 +113,7 @@ def json_text(value: Any) -> str | None:
 def write_sharegpt(conversation: Conversation) -> Row:
     """ShareGPT's `{"conversations": [{"from", "value"}], "tools"}`, with `function_call` and `observation` turns."""
     turns = [turn for message in unfold_tool_turns(conversation.messages) for turn in _sharegpt_turns(message)]
-    return _with_rest({"conversations": turns}, conversation)
+    return with_rest({"conversations": turns}, conversation)
 
 
 def _sharegpt_turns(message: Message) -> list[Row]:
@@ -164,7 +164,7 @@ def write_alpaca(conversation: Conversation) -> Row:
     *history, last = pairs or [["", ""]]
     system = "\n\n".join(message.text for message in conversation.messages if message.role == "system")
     row: Row = {"instruction": last[0], "input": "", "output": last[1], "history": history, "system": system}
-    return {name: value for name, value in _with_rest(row, conversation).items() if value or name not in _MAY_LACK}
+    return {name: value for name, value in with_rest(row, conversation).items() if value or name not in _MAY_LACK}
 
 
 def _add_text(pairs: list[list[str]], message: Message) -> None:
