@@ -306,7 +306,7 @@ def test_the_report_counts_rows_keeps_places_and_prints():
     assert json.loads(json.dumps(report.to_dict()))["findings"][0]["fix"] == "filters: [{kind: empty_reply}]"
     assert report.summary() == "32 rows looked at, 0 of them rendered: 1 error"
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.table())
+    console.print(report.renderable("rows"))
     printed = console.export_text()
     assert "empty_reply" in printed and "0, 1" in printed
 

@@ -101,10 +101,7 @@ def _print_lint(template: Template, looked: Sequence[LookedEntry]) -> None:
     """What lint finds in each entry, with the entry's own mask policy."""
     for entry in looked:
         report = lint(entry.linted, template, train_on=entry.planned.work.train_on, num_rows=entry.num_rows)
-        if report.findings:
-            out().print(report.table(f"lint of {entry.info.name}: {report.summary()}"))
-        else:
-            note(f"lint of {entry.info.name}: {report.summary()}")
+        out().print(report.renderable(entry.info.name))
 
 
 def _print_ledger(settings: RunSettings, template: Template) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from chatwright.console import table
 from chatwright.conversations.schema import Conversation
 from chatwright.inspection.lint_rules import RULES
 from chatwright.inspection.lint_types import (
@@ -24,10 +23,11 @@ from chatwright.inspection.lint_types import (
     evenly,
     render_sample,
 )
+from chatwright.inspection.viewer import printable
 from chatwright.templates.base import Template, TrainOn
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group, RenderableType
 
 MAX_ROWS = 20_000
 MAX_RENDERED = 1_000
@@ -65,20 +65,31 @@ class LintReport:
         found = ", ".join(f"{self.count(severity)} {severity}" for severity in SEVERITIES if self.count(severity))
         return f"{looked} looked at, {self.rendered:,} of them rendered: {found or 'nothing found'}"
 
-    def table(self, title: str | None = None) -> Table:
-        """The findings to print."""
-        rows = [
-            (each.severity, each.rule, each.count, _where(each.places), _told(each), each.fix) for each in self.findings
-        ]
-        return table(title or self.summary(), ("", "rule", "rows", "first", "what", "fix"), rows)
+    def renderable(self, name: str) -> Group:
+        """The findings for the terminal, each with its rows, an example and its fix.
+
+        Args:
+            name: what was looked at.
+        """
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.text import Text
+
+        lines: list[RenderableType] = [Text(f"lint of {name}: {self.summary()}", style="bold")]
+        for each in self.findings:
+            head = Text(f"{each.severity:7} ", style=_LOOKS[each.severity])
+            head.append(f"{each.rule}", style="bold").append(f"  {each.count:,} rows, first {_where(each.places)}")
+            example = each.places[0].what + (f": {printable(each.excerpt)}" if each.excerpt else "")
+            told = Text(f"{each.says}\n").append(f"{example}\n", style="dim").append("fix: ").append(each.fix)
+            lines += [head, Padding(told, (0, 0, 0, 8))]
+        return Group(*lines)
+
+
+_LOOKS: dict[Severity, str] = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 def _where(places: Sequence[LintPlace]) -> str:
     return ", ".join(str(row) for row in dict.fromkeys(place.row for place in places[:3]))
-
-
-def _told(finding: Finding) -> str:
-    return f"{finding.says}\n  {finding.places[0].what}" + (f": {finding.excerpt}" if finding.excerpt else "")
 
 
 def lint(
