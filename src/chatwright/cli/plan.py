@@ -7,23 +7,27 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from chatwright.console import out, table, warn
+from chatwright.cli.plan_parts import model_rows, name_room, print_rest, short_name
+from chatwright.cli.stream_plan import print_stream
+from chatwright.console import out, table
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.recipes.data import build_data
 from chatwright.recipes.planned_sources import PlannedSource
 from chatwright.recipes.planning import RunPlan, plan_run
 from chatwright.recipes.run_settings import load_recipe
+from chatwright.recipes.streaming import StreamedData
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     """Print the plan as tables, or as one JSON object."""
     settings = load_recipe(recipe, overrides)
     data = build_data(settings)
+    if isinstance(data, StreamedData):
+        print_stream(settings, data, as_json)
+        return
     figures = plan_run(settings, data)
     if as_json:
         print(json.dumps({"plan": figures.to_dict(), "ledger": data.ledger.to_dict()}, ensure_ascii=False))
@@ -32,13 +36,7 @@ def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     for each in source_tables(figures, settings.mixture):
         console.print(each)
     console.print(table("run", ("figure", "value"), _run_rows(figures)))
-    if figures.memory:
-        body = [(name, f"{count / 2**20:,.0f} MiB") for name, count in figures.memory.items()]
-        console.print(table("memory, estimated", ("for", "size"), body))
-    console.print(data.ledger.table())
-    for warning in figures.warnings:
-        warn(warning)
-    console.print(f"learning rate  {sparkline(figures.learning_rates)}  peak {max(figures.learning_rates):.2e}")
+    print_rest(figures, data.ledger)
 
 
 def source_tables(figures: RunPlan, mixture: MixtureSettings) -> list[Table]:
@@ -76,19 +74,8 @@ def source_tables(figures: RunPlan, mixture: MixtureSettings) -> list[Table]:
 def _source_cell(source: PlannedSource) -> str:
     notes = [source.format, source.chosen, f"{source.skipped:,} skipped" if source.skipped else ""]
     text = ", ".join(note for note in notes if note)
-    lines = textwrap.wrap(text, _name_room(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    lines = textwrap.wrap(text, name_room(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([short_name(source.name), *lines])
-
-
-def short_name(name: str) -> str:
-    """The end of a long source name, which tells files apart, as long as the terminal has room for."""
-    room = _name_room()
-    return name if len(name) <= room else f"…{name[1 - room :]}"
-
-
-def _name_room() -> int:
-    """Columns beside the widest numbers of the tables."""
-    return max(24, out().width - 56)
 
 
 def _run_rows(figures: RunPlan) -> list[tuple[str, str]]:
@@ -100,15 +87,4 @@ def _run_rows(figures: RunPlan) -> list[tuple[str, str]]:
         ("packs", f"{figures.packs:,}, {figures.packing_waste:.1%} of their room unused"),
         ("tokens trained", f"{figures.tokens:,} ({figures.supervised_tokens:,} supervised)"),
     ]
-    if figures.parameters is not None and figures.trainable_parameters is not None:
-        share = figures.trainable_parameters / figures.parameters
-        rows.append(("parameters", f"{figures.parameters:,}, trained: {figures.trainable_parameters:,} ({share:.2%})"))
-    if figures.training_flops is not None:
-        rows.append(("training compute", f"{figures.training_flops / 1e12:,.1f} TFLOP"))
-    return rows
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Values as a line of bars; the tallest is the highest value."""
-    top = max(values, default=0.0) or 1.0
-    return "".join(_BARS[min(7, max(0, round(value / top * 7)))] for value in values)
+    return rows + model_rows(figures)

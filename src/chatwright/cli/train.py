@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chatwright.cli.plan import short_name, sparkline
+from chatwright.cli.plan_parts import short_name, sparkline
+from chatwright.cli.stream_plan import print_stream_in_short
 from chatwright.console import duration, note, out, table, warn
 from chatwright.recipes.build import RunTrainer, build_trainer
-from chatwright.recipes.data import RunData, build_data
+from chatwright.recipes.data import build_data
 from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.planning import plan_run
 from chatwright.recipes.run_settings import RunSettings, load_recipe
+from chatwright.recipes.streaming import StreamedData, TrainingData
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, start_runtime
 from chatwright.settings import dump_yaml
@@ -43,7 +45,7 @@ class Prepared(NamedTuple):
     """A run that is ready to train."""
 
     trainer: RunTrainer
-    data: RunData
+    data: TrainingData
     model: ModelSetup
 
 
@@ -78,7 +80,10 @@ def _short(names: Sequence[str]) -> str:
     return ", ".join(kinds)
 
 
-def _print_data(settings: RunSettings, data: RunData) -> None:
+def _print_data(settings: RunSettings, data: TrainingData) -> None:
+    if isinstance(data, StreamedData):
+        print_stream_in_short(settings, data)
+        return
     figures = plan_run(settings, data)
     columns = ("source", "format", "rows", "examples", "tokens", "supervised")
     body = [

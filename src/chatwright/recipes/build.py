@@ -11,18 +11,20 @@ import torch
 from torch import nn
 
 from chatwright.batches.collate import collate
-from chatwright.batches.loader import FAST_MULTIPLE, StepLoader
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.checkpoints.store import latest_checkpoint
-from chatwright.errors import CheckpointError
+from chatwright.console import warn
+from chatwright.errors import CheckpointError, UserError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.packing.plan import plan_packs
-from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
-from chatwright.recipes.planning import learning_rate_multipliers, plan_run
+from chatwright.recipes.planning import learning_rate_multipliers
 from chatwright.recipes.resuming import restore
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.saving import CheckpointWriter
+from chatwright.recipes.stream_planning import plan_record
+from chatwright.recipes.streaming import StreamedData, TrainingData
+from chatwright.reports.markdown import write_run_report
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, compute_dtype
 from chatwright.settings import dump_yaml
@@ -41,14 +43,23 @@ class RunTrainer:
     resumed_from: Path | None
 
     def train(self) -> TrainResult:
-        """Train to the end of the plan (see `Trainer.train`)."""
+        """Train to the end of the plan (see `Trainer.train`); however it ends, report.md says how."""
         try:
             return self.trainer.train(self.start)
         finally:
             self.run.close()
+            self._report()
+
+    def _report(self) -> None:
+        """Write report.md. What is trained is saved by now: a report that fails is no reason to lose a run."""
+        if self.run.writes:
+            try:
+                write_run_report(self.run, RunSettings)
+            except (UserError, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+                warn(f"report.md was not written: {error}")
 
 
-def heldout_packs(data: RunData, settings: RunSettings, runtime: Runtime) -> list[PackedBatch]:
+def heldout_packs(data: TrainingData, settings: RunSettings, runtime: Runtime) -> list[PackedBatch]:
     """The held-out examples in packs, in the order of the data."""
     if not len(data.heldout):
         return []
@@ -66,7 +77,7 @@ def build_optimizer(settings: RunSettings, model: nn.Module, dtype: torch.dtype)
 
 def build_trainer(
     settings: RunSettings,
-    data: RunData,
+    data: TrainingData,
     model: ModelSetup,
     runtime: Runtime,
     *,
@@ -95,24 +106,16 @@ def build_trainer(
         start = restore(checkpoint, optimizer, settings, data, runtime)
     if runtime.is_main:
         run.truncate_after(start.step if checkpoint is not None else -1)
-        run.write_plan({"plan": plan_run(settings, data).to_dict(), "ledger": data.ledger.to_dict()})
+        if checkpoint is None or not isinstance(data, StreamedData):  # a stream is looked at where it begins
+            run.write_plan(plan_record(settings, data))
     writer = CheckpointWriter(settings, data, model, optimizer, run, runtime, parent=checkpoint)
     schedule = learning_rate_multipliers(settings, data)
     trainer = Trainer(
         model=model.model,
         objective=objective,
         optimizer=optimizer,
-        steps_from=lambda step: StepLoader(
-            data.store,
-            data.plan,
-            runtime.rank,
-            runtime.world_size,
-            runtime.device,
-            start_step=step,
-            pad_to=_pad_to(settings, runtime),
-            pad_multiple=FAST_MULTIPLE,
-        ),
-        num_steps=data.plan.num_steps,
+        steps_from=lambda step: data.steps(step, runtime, _pad_to(settings, runtime)),
+        num_steps=data.num_steps,
         schedule=schedule.__getitem__,
         settings=settings.train,
         runtime=runtime,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import Manifest, read_manifest
 from chatwright.checkpoints.tensors import TrainingState, load_tensors
@@ -17,30 +14,18 @@ from chatwright.console import note
 from chatwright.errors import CheckpointError
 from chatwright.models.weights import weight_files
 from chatwright.optim.master_optimizer import MasterOptimizer
-from chatwright.recipes.data import RunData
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.streaming import TrainingData
 from chatwright.runtime import Runtime, determinism_tuple
 from chatwright.train.trainer import Progress
 
 ADAPTER_MASTERS = "adapter_masters.safetensors"
 
 
-def run_identity(data: RunData) -> dict[str, str]:
-    """sha256 of what a run trains on: the plan's order, the tokens with their weights, and the held-out ones."""
-    return {"plan": data.plan.fingerprint(), "data": _store_hash(data.store), "heldout": _store_hash(data.heldout)}
-
-
-def _store_hash(store: TokenStore) -> str:
-    digest = hashlib.sha256()
-    for array in (store.offsets, store.ids, store.run_lengths, store.run_weights, store.run_offsets):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 def restore(
-    checkpoint: Path, optimizer: MasterOptimizer, settings: RunSettings, data: RunData, runtime: Runtime
+    checkpoint: Path, optimizer: MasterOptimizer, settings: RunSettings, data: TrainingData, runtime: Runtime
 ) -> Progress:
-    """Load masters and optimizer state into `optimizer`; returns where the run stood.
+    """Load masters and optimizer state into `optimizer`, and set `data` to where the run stood; returns that.
 
     Raises:
         CheckpointError: data, template, tokenizer, base model or a setting that decides the weights has changed.
@@ -56,6 +41,7 @@ def restore(
         )
     if runtime.is_main:
         _tell_of_other_bits(read_manifest(checkpoint).determinism, determinism_tuple(runtime))
+    data.go_on(state.counters)
     optimizer.load_masters(read_masters(checkpoint))
     optimizer.load_state_dict(dict(state.optimizer))
     values = dict(state.counters["progress"])
@@ -71,9 +57,9 @@ def _tell_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
         note(f"resumed under other conditions, so the last bits may differ: {'; '.join(changed)}")
 
 
-def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, data: RunData) -> list[str]:
+def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, data: TrainingData) -> list[str]:
     """What decides the weights and is not as it was, in words; settings first, since they explain the rest."""
-    text, now = data.text, run_identity(data)
+    text, now = data.text, data.identity()
     decisive = _decisive_settings(settings.model_dump(mode="json"))
     before = _decisive_settings(manifest.recipe)
     # a setting that the checkpoint's version didn't have yet is no change
@@ -102,7 +88,7 @@ def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     decisive = {f"train.{name}": recipe["train"].get(name) for name in ("epochs", "max_steps", "seed", "dtype")}
     decisive["an adapter"] = bool(recipe["adapter"])
-    for room in ("optimizer", "schedule", "packing", "mixture", "adapter"):
+    for room in ("optimizer", "schedule", "packing", "mixture", "adapter", "streaming"):
         decisive |= {f"{room}.{name}": value for name, value in (recipe.get(room) or {}).items()}
     return decisive
 

@@ -24,15 +24,14 @@ from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
 from chatwright.checkpoints.tensors import TrainingState, save_tensors
 from chatwright.errors import CheckpointError
 from chatwright.inspection.ledger import Ledger
-from chatwright.inspection.plan_counts import count_trained
 from chatwright.models.families import config_to_hf
 from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import read_config, save_weights
 from chatwright.optim.master_optimizer import MasterOptimizer
-from chatwright.recipes.data import RunData
 from chatwright.recipes.model import ModelSetup
-from chatwright.recipes.resuming import ADAPTER_MASTERS, run_identity
+from chatwright.recipes.resuming import ADAPTER_MASTERS
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.streaming import TrainingData
 from chatwright.recipes.template_record import save_template_record
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, determinism_tuple
@@ -47,7 +46,7 @@ class CheckpointWriter:
     def __init__(
         self,
         settings: RunSettings,
-        data: RunData,
+        data: TrainingData,
         model: ModelSetup,
         optimizer: MasterOptimizer,
         run: RunFolder,
@@ -57,7 +56,7 @@ class CheckpointWriter:
         self.settings, self.data, self.model = settings, data, model
         self.optimizer, self.run, self.runtime = optimizer, run, runtime
         self.parent = manifest_hash(parent) if parent is not None else None
-        self.identity = run_identity(data)
+        self.identity = data.identity()
         if parent is not None and runtime.is_main:
             self._settle(parent)
         self.base_hash = model_hash(data.text.resolved.folder) if runtime.is_main else None
@@ -103,7 +102,7 @@ class CheckpointWriter:
             tokens=progress.tokens,
             supervised_tokens=progress.supervised_tokens,
             optimizer=self.optimizer.state_dict(),
-            counters={"progress": _plain(progress), **self.identity},
+            counters={"progress": _plain(progress), **self.identity, **self.data.loader_state(progress.step)},
             ledger=self._ledger(progress.step).to_dict(),
         ).save(folder)
 
@@ -121,11 +120,8 @@ class CheckpointWriter:
 
     def _ledger(self, step: int) -> Ledger:
         """The data's ledger with what the finished steps trained."""
-        ledger = Ledger.from_dict(self.data.ledger.to_dict())
-        plan, store = self.data.plan, self.data.store
-        done = plan.members[: plan.pack_starts[plan.step_starts[step]]]
-        count_trained(ledger, done, store.lengths, [e.name for e in self.data.entries], self.data.entry_index)
-        ledger.check(finished=step == plan.num_steps)
+        ledger = self.data.ledger_after(step)
+        ledger.check(finished=step == self.data.num_steps)
         return ledger
 
     def _manifest(self, progress: Progress) -> Manifest:

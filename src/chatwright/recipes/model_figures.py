@@ -1,0 +1,106 @@
+"""A model's size and what training it takes, without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from chatwright.adapters.lora import attach_lora
+from chatwright.errors import ModelError
+from chatwright.losses.linear_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
+from chatwright.models.config import DecoderConfig, flops_per_token, num_parameters
+from chatwright.models.families import config_from_hf
+from chatwright.models.transformer import CausalLM
+from chatwright.models.vocabulary import resize_vocab
+from chatwright.models.weights import read_config
+from chatwright.recipes.data import TextSetup
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.runtime import available_devices, compute_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """Parameters, those that are trained, and memory in bytes; nothing for those that run through transformers."""
+
+    config: DecoderConfig | None
+    parameters: int | None = None
+    trainable: int | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def flops(self, mean_length: float, tokens: float) -> float | None:
+        """Training on so many tokens, in conversations of this mean length."""
+        return flops_per_token(self.config, mean_length) * tokens if self.config else None
+
+
+def model_figures(settings: RunSettings, text: TextSetup, most_tokens: int) -> ModelFigures:
+    """The figures of a recipe's model.
+
+    Args:
+        most_tokens: of a step, where it has fewer than a full pack.
+
+    Raises:
+        ModelError: the model's configuration can't be read.
+    """
+    config = _decoder_config(text)
+    if config is None:
+        return ModelFigures(None)
+    trainable = _trainable(settings, config, text)
+    memory = _memory(settings, config, most_tokens, trainable)
+    return ModelFigures(config, num_parameters(config), trainable, memory)
+
+
+def _decoder_config(text: TextSetup) -> DecoderConfig | None:
+    """The model's shapes, grown for added tokens; None for architectures that run through transformers."""
+    raw = read_config(text.resolved.folder)
+    try:
+        config = config_from_hf(raw)
+    except ModelError:
+        return None
+    if text.tokenizer.vocab_size <= config.vocab_size:
+        return config
+    with torch.device("meta"):
+        model = CausalLM(config)
+        resize_vocab(model, text.tokenizer.vocab_size)
+    return model.config
+
+
+def _trainable(settings: RunSettings, config: DecoderConfig, text: TextSetup) -> int:
+    """Trained parameters, counted on a model without memory (torch's meta device)."""
+    if settings.adapter is None:
+        return num_parameters(config)
+    with torch.device("meta"):
+        model = CausalLM(config)
+        attach_lora(model, settings.adapter, seed=0)
+    rows = len(set(text.template.trained_token_ids) - text.learned_ids)
+    ends = 1 if config.tied else 2
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) + rows * config.hidden_size * ends
+
+
+def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trainable: int) -> dict[str, int]:
+    """An estimate in bytes: weights, masters, gradients, moments, activations kept for the backward, and the loss."""
+    kinds = available_devices()
+    kind = kinds[0] if settings.train.device == "auto" else settings.train.device
+    absent = kind not in kinds  # planned here, run elsewhere: `auto` is bf16 on any accelerator worth planning for
+    width = (
+        2
+        if absent and settings.train.dtype == "auto"
+        else compute_dtype(settings.train.dtype, torch.device(kind)).itemsize
+    )
+    low = width == 2
+    tokens = min(settings.packing.tokens_per_pack, most_tokens)
+    d, f = config.hidden_size, config.intermediate_size
+    per_token_layer = 6 * d + 2 * config.num_heads * config.head_dim + 2 * config.num_kv_heads * config.head_dim + 3 * f
+    kept_layers = 1 if settings.train.activation_checkpointing else config.num_layers
+    activations = tokens * width * (per_token_layer * kept_layers + d * config.num_layers)
+    moments = 2 if settings.optimizer.name == "adamw8bit" else 8
+    estimate = {
+        "weights": num_parameters(config) * width,
+        "masters": trainable * 4 if low else 0,
+        "gradients": trainable * 4,
+        "optimizer": trainable * moments,
+        "activations": activations,
+        "loss": (CPU_CHUNK_BYTES if kind == "cpu" else ACCELERATOR_CHUNK_BYTES)
+        + (config.vocab_size * d * 4 if settings.adapter is None else 0),
+    }
+    return {**estimate, "total": sum(estimate.values())}
