@@ -100,6 +100,21 @@ def test_two_models_answer_side_by_side(command: Command) -> None:
     assert result.out.count("model") >= 2
 
 
+def test_data_in_another_format(command: Command, tmp_path: Path) -> None:
+    write_chats(tmp_path / "chats.jsonl", 3)
+    done = command("convert", "chats.jsonl", "chats.parquet", "--to", "sharegpt")
+    assert done.code == 0 and "wrote chats.parquet: 3 of 3 rows" in done.out
+    assert command("convert", "chats.parquet", "back.jsonl", "--to", "messages").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "back.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text(encoding="utf-8").splitlines()]
+    weighted = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 2}]}'
+    (tmp_path / "weighted.jsonl").write_text(weighted, encoding="utf-8")
+    refused = command("convert", "weighted.jsonl", "out.jsonl", "--to", "alpaca")
+    assert refused.code == 2 and "weights: 1 rows" in refused.err and "--lossy" in refused.err
+    kept = command("convert", "weighted.jsonl", "out.jsonl", "--to", "alpaca", "--lossy")
+    assert kept.code == 0 and "1 rows lost what alpaca can't hold" in kept.err and "weights: 1 rows" in kept.err
+
+
 BAD = [
     (("train", "none.yaml"), "shipped recipes are"),
     (("plan", "demo", "--set", "train.epoch=3"), "did you mean 'epochs'"),

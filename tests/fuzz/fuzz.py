@@ -77,7 +77,7 @@ def run_round(kind: str, examples: int) -> tuple[tuple[Any, ...], str] | None:
 
     try:
         attempt()
-    except Exception:  # whatever it is, it is the finding
+    except Exception:  # noqa: BLE001  (whatever it is, it is the finding)
         return last[0], traceback.format_exc(limit=-6)
     return None
 
