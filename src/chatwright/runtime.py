@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -61,6 +62,22 @@ class Runtime:
         if self.world_size > 1:
             dist.all_gather_object(gathered, names)
         return sorted(set().union(*gathered))
+
+    def meeting(self) -> Callable[[set[str]], list[str]]:
+        """A `union` for ranks that may come hours apart, as preparing data lets them: its group waits for a day.
+
+        All ranks must ask for it. A rank that dies ends the others' waiting at once.
+        """
+        if self.world_size == 1:
+            return self.union
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+        def meet(names: set[str]) -> list[str]:
+            gathered: list[set[str]] = [names] * self.world_size
+            dist.all_gather_object(gathered, names, group=group)
+            return sorted(set().union(*gathered))
+
+        return meet
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from chatwright.cli.plan_parts import short_name, sparkline
 from chatwright.cli.stream_plan import print_stream_in_short
 from chatwright.console import duration, note, out, table, warn
+from chatwright.preparation.crew import Crew
 from chatwright.recipes.build import RunTrainer, build_trainer
 from chatwright.recipes.data import build_data
 from chatwright.recipes.model import ModelSetup, build_model
@@ -51,9 +52,9 @@ class Prepared(NamedTuple):
 
 def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
     """Data, model and trainer, with a short account of each on the main rank."""
-    if runtime.is_main and not resume:
-        RunFolder(settings.out).require_free()
-    data = build_data(settings)
+    crew = Crew.of(runtime)
+    crew.together(lambda: RunFolder(settings.out).require_free() if runtime.is_main and not resume else None)
+    data = build_data(settings, crew=crew)
     if runtime.is_main:
         _print_data(settings, data)
     model = build_model(settings, data.text, runtime)

@@ -28,6 +28,8 @@ DRIVERS = {
     "oci": "ocifs",
 }
 """What to install for a scheme; fsspec itself knows more of them."""
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci")
+"""Stores that have buckets of named objects, and no folders to make."""
 
 CHECKSUMS = ("etag", "md5", "md5hash", "content-md5", "content_md5", "digest", "sha256", "crc32c", "blob_id")
 VERSIONS = ("generation", "version_id", "versionid", "oid", "commit_hash")
@@ -62,7 +64,7 @@ class StoreFile:
             DataError: if the store refuses.
         """
         with _explained(self.url):
-            store, path = _connect(self.url)
+            store, path = connect(self.url)
             return cast(BinaryIO, store.open(path, mode))
 
 
@@ -83,7 +85,7 @@ def store_files(url: str, wanted: Callable[[str], bool]) -> list[StoreFile]:
         DataError: if there are none, or the store refuses.
     """
     with _explained(url):
-        store, path = _connect(url)
+        store, path = connect(url)
         web = url.lower().startswith("http")
         if any(letter in path for letter in ("*[" if web else "*?[")):
             found = store.glob(path, detail=True)
@@ -128,8 +130,12 @@ def driver_errors() -> tuple[type[Exception], ...]:
     )
 
 
-def _connect(url: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path on it."""
+def connect(url: str) -> tuple[Any, str]:
+    """fsspec's file system for an address, and the path on it.
+
+    Raises:
+        UserError: if the store's driver isn't installed. DataError: no such kind of store.
+    """
     import fsspec.core
 
     scheme = url.partition("://")[0].lower()
@@ -137,7 +143,7 @@ def _connect(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ImportError as error:
         hint = f"pip install {DRIVERS[scheme]}" if scheme in DRIVERS else str(error)
-        raise UserError(f"reading {scheme}:// needs a driver that isn't installed", place=url, hint=hint) from None
+        raise UserError(f"{scheme}:// needs a driver that isn't installed", place=url, hint=hint) from None
     except ValueError as error:
         hint = f"known: {', '.join(sorted(DRIVERS))}, memory, file, and what fsspec finds installed"
         raise DataError(f"can't be used as an address: {error}", source=url, hint=hint) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -75,5 +76,5 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def aside_of(folder: Path) -> Path:
-    """Where this process writes before `install`."""
-    return folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    """Where this process writes before `install`; machines that share a folder may have equal process numbers."""
+    return folder.with_name(f".{folder.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")

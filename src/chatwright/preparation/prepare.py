@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from chatwright.console import ProgressLine, duration, note
 from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
@@ -26,6 +26,7 @@ from chatwright.conversations.sources import memory_rows
 from chatwright.errors import DataError, UserError
 from chatwright.preparation.assemble import Load, Rendered, assemble
 from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, write_account
+from chatwright.preparation.crew import Crew
 from chatwright.preparation.marks import ContaminationCheck
 from chatwright.preparation.rows import RowFacts, named_rows, prepare_rows
 from chatwright.preparation.shards import has_shard, make_shard, read_shard, shard_rows, split_entry
@@ -35,45 +36,13 @@ from chatwright.preparation.workers import make_shards, num_cores
 from chatwright.tasks.registry import make_task
 from chatwright.templates.base import Template, TrainOn
 
-T = TypeVar("T")
 SLOW_SECONDS = 5.0
 """Preparation that takes longer than this says how fast it was."""
+_STOP = "stop"
 
 
-def _alone(problems: set[str]) -> list[str]:
-    return sorted(problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """The processes of one machine that prepare together.
-
-    Args:
-        rank: this one's number. size: how many there are.
-        meet: waits for all processes (of all machines) and gives the union of what they bring.
-    """
-
-    rank: int = 0
-    size: int = 1
-    meet: Callable[[set[str]], list[str]] = _alone
-
-    def together(self, action: Callable[[], T]) -> T:
-        """Run something here; if it fails in one process, it fails in all.
-
-        Raises:
-            UserError: what `action` raised, or that another process failed.
-        """
-        problem: UserError | OSError | None = None
-        try:
-            result = action()
-        except (UserError, OSError) as error:
-            problem = error
-        problems = self.meet({str(problem)} if problem else set())
-        if problem:
-            raise problem
-        if problems:
-            raise UserError(f"stopped, since another process did: {problems[0]}", place="preparation")
-        return result
+class _Stopped(Exception):
+    """Another process of this machine has found a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +155,17 @@ def prepare(
         share: the part of the rows to hold out.
         folder: where they are kept under `key`, memory-mapped; None keeps them in memory. The shards of large data
             stand beside it until all are made, so that an interrupted preparation goes on where it was.
-        crew: this process and the others of its machine that prepare the same; they share the shards.
+        crew: this process and the others that prepare the same; those of a machine share its shards.
 
     Raises:
-        DataError: a bad row, one with nothing to train, or over-long ones.
+        DataError: a bad row, one with nothing to train, or over-long ones. UserError: another process found one.
     """
     crew = crew or Crew()
     job = _Job(entries, render, template, share, check)
+    if folder is not None and not crew.alone:
+        return _by_crew(job, settings, folder, key, crew)
     if folder is None or sum(len(entry.shards) for entry in entries) <= len(entries):
         return _kept(job, job.in_memory(), folder, key)
-    if crew.size > 1:
-        return _by_crew(job, settings, folder, key, crew)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
@@ -207,19 +176,43 @@ def prepare(
 
 
 def _by_crew(job: _Job, settings: PreparationSettings, folder: Path, key: str, crew: Crew) -> Rendered:
-    """Each process makes its shards, the first puts them together, all open the result."""
+    """Each process makes its shards, the first of a machine puts them together, all open the result.
+
+    A machine that has the tokens already only meets the others.
+    """
     began = time.monotonic()
-    store = crew.together(lambda: _make_share(job, settings, folder, crew))
-    crew.together(lambda: _kept(job, job.from_shards(store), folder, key) if crew.rank == 0 else None)
-    rendered = read_rendered(folder, key)
-    crew.meet(set())
-    if crew.rank == 0:
+    store = folder.with_name(f"{folder.name}.crew-shards")
+    here = crew.machine_has(read_rendered(folder, key) is not None)
+    try:
+        crew.together(lambda: (store / _STOP).unlink(missing_ok=True) if crew.is_first else None)
+        crew.together(lambda: None if here else _make_share(job, settings, store, crew))
+        crew.together(lambda: None if here or crew.rank else _keep(job, job.from_shards(store), folder, key))
+        rendered = crew.together(
+            lambda: read_rendered(folder, key) or assemble(job.from_shards(store), job.render, job.share, None, key)
+        )
+    except (UserError, OSError) as error:
+        rendered = _after_trouble(error, job, folder, key, crew)
+    if crew.is_first:
         shutil.rmtree(store, ignore_errors=True)
-    if rendered is None:
-        return assemble(job.in_memory(), job.render, job.share, None, key)
-    if crew.rank == 0:
+    if crew.is_main:
         _tell_rate(rendered, time.monotonic() - began, _workers(settings, crew) * crew.size)
     return rendered
+
+
+def _after_trouble(error: UserError | OSError, job: _Job, folder: Path, key: str, crew: Crew) -> Rendered:
+    """Another run on this machine may have made the same tokens, and removed our shards; a full disk costs time only.
+
+    Raises:
+        UserError: the mistake that was found.
+    """
+    cached = read_rendered(folder, key)
+    if crew.all_of(cached is not None) and cached is not None:
+        return cached
+    if isinstance(error, UserError):
+        raise error
+    if crew.is_first:
+        note(f"the tokens can't be cached in {folder.parent}: {error.strerror or error}")
+    return crew.together(lambda: assemble(job.in_memory(), job.render, job.share, None, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +248,15 @@ def _kept(job: _Job, parts: Sequence[tuple[EntryWork, Sequence[Load]]], folder: 
 
     A cache that can't be written costs time on the next start, never this run.
     """
-    if folder is None:
-        return assemble(parts, job.render, job.share, None, key)
+    if folder is not None:
+        _keep(job, parts, folder, key)
+        if kept := read_rendered(folder, key):
+            return kept
+    return assemble(parts, job.render, job.share, None, key)
+
+
+def _keep(job: _Job, parts: Sequence[tuple[EntryWork, Sequence[Load]]], folder: Path, key: str) -> None:
+    """Put the parts together in `folder`; says so where that can't be written."""
     aside = aside_of(folder)
     try:
         aside.mkdir(parents=True, exist_ok=True)
@@ -266,39 +266,50 @@ def _kept(job: _Job, parts: Sequence[tuple[EntryWork, Sequence[Load]]], folder: 
         note(f"the tokens can't be cached in {folder.parent}: {error.strerror or error}")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return read_rendered(folder, key) or assemble(parts, job.render, job.share, None, key)
 
 
 def _sharded(job: _Job, settings: PreparationSettings, folder: Path, key: str) -> Rendered:
     """Make the shards, and put them together."""
     began = time.monotonic()
-    store = _make_share(job, settings, folder, Crew())
+    store = folder.with_name(f"{folder.name}.shards")
+    _make_share(job, settings, store, Crew())
     rendered = _kept(job, job.from_shards(store), folder, key)
     shutil.rmtree(store, ignore_errors=True)
     _tell_rate(rendered, time.monotonic() - began, _workers(settings, Crew()))
     return rendered
 
 
-def _make_share(job: _Job, settings: PreparationSettings, folder: Path, crew: Crew) -> Path:
-    """Make this process's share of the shards; returns where all of them are."""
-    store = folder.with_name(f"{folder.name}.shards")
+def _make_share(job: _Job, settings: PreparationSettings, store: Path, crew: Crew) -> None:
+    """Make this process's share of the machine's shards; ends early when another process has found a mistake.
+
+    Raises:
+        UserError: a mistake in the data.
+    """
     store.mkdir(parents=True, exist_ok=True)
     shards = [shard for entry in job.entries for shard in entry.shards]
     mine = [shard for shard in shards[crew.rank :: crew.size] if not has_shard(store, shard.name)]
-    _make(mine, Start(job.render, store, job.check), job.template, _workers(settings, crew))
-    return store
+    try:
+        _make(mine, Start(job.render, store, job.check), job.template, _workers(settings, crew), crew)
+    except _Stopped:
+        return  # that process tells of it when all meet
+    except UserError:
+        if crew.size > 1:
+            (store / _STOP).touch()
+        raise
 
 
 def _workers(settings: PreparationSettings, crew: Crew) -> int:
     return max(1, (settings.workers or num_cores()) // crew.size)
 
 
-def _make(shards: Sequence[Shard], start: Start, template: Template, workers: int) -> None:
+def _make(shards: Sequence[Shard], start: Start, template: Template, workers: int, crew: Crew) -> None:
     """Make shards here or with workers, with a progress bar in rows."""
-    with _progress() as advance:
+    with _progress(shown=crew.is_main) as advance:
 
         def done(facts: RowFacts) -> None:
             advance(facts.num_rows)
+            if crew.size > 1 and (start.folder / _STOP).exists():
+                raise _Stopped
 
         if min(workers, len(shards)) > 1:
             make_shards(shards, start, workers, done)
@@ -308,18 +319,18 @@ def _make(shards: Sequence[Shard], start: Start, template: Template, workers: in
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Count rows; a bar shows them once the work turns out to take long."""
+def _progress(shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Count rows; a bar shows them (if `shown`) once the work turns out to take long."""
     line = ProgressLine("preparing data", "rows")
-    done, began, shown = 0, time.monotonic(), False
+    done, began, started = 0, time.monotonic(), False
 
     def advance(rows: int) -> None:
-        nonlocal done, shown
+        nonlocal done, started
         done += rows
-        if not shown and time.monotonic() - began > SLOW_SECONDS:
-            shown = True
+        if shown and not started and time.monotonic() - began > SLOW_SECONDS:
+            started = True
             line.start(done=done)
-        if shown:
+        if started:
             line.update(done)
 
     try:

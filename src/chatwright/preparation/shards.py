@@ -6,7 +6,6 @@ A shard is a pure function of its descriptor, so it doesn't matter which process
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -24,6 +23,7 @@ from chatwright.conversations.sources import is_local, remote_files, scan_rows
 from chatwright.conversations.stores import is_url
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
+from chatwright.preparation.cache import aside_of, install
 from chatwright.preparation.marks import ContaminationCheck
 from chatwright.preparation.rows import PreparedRows, RowFacts, prepare_rows
 from chatwright.preparation.work import EntryWork, RenderWork, Shard
@@ -86,8 +86,7 @@ def make_shard(
         OSError: the folder can't be written.
     """
     prepared = prepare_rows(shard_rows(shard), shard.work, render, template, check)
-    aside = folder / f".{shard.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = aside_of(folder / shard.name)
     try:
         save_store(prepared.store, aside / "tokens")
         columns: dict[str, Any] = {"row_of": prepared.row_of, **prepared.columns}
@@ -100,8 +99,7 @@ def make_shard(
         (aside / "facts.json").write_text(
             json.dumps(facts, ensure_ascii=False), encoding="utf-8", errors="surrogatepass"
         )
-        shutil.rmtree(folder / shard.name, ignore_errors=True)
-        aside.rename(folder / shard.name)
+        install(aside, folder / shard.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return prepared.facts

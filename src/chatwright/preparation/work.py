@@ -21,10 +21,16 @@ class PreparationSettings(Settings):
     Args:
         workers: processes that render; 0 for as many as there are cores. Small data is rendered without any.
         rows_per_shard: rows that one process renders at a time, and most that are done again after an interruption.
+        store: a folder that all machines reach, such as `s3://bucket/tokens`: tokens are fetched from it before they
+            are made, and put there after.
+        ray: large data is rendered by a Ray cluster: its address, `auto` for the one this machine belongs to, or
+            `local` for a new one on this machine.
     """
 
     workers: int = 0
     rows_per_shard: int = 10_000
+    store: str | None = None
+    ray: str | None = None
 
 
 class StreamingSettings(Settings):

@@ -17,6 +17,7 @@ from chatwright.console import warn
 from chatwright.errors import CheckpointError, UserError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.packing.plan import plan_packs
+from chatwright.preparation.crew import Crew
 from chatwright.recipes.model import ModelSetup
 from chatwright.recipes.planning import learning_rate_multipliers
 from chatwright.recipes.resuming import restore
@@ -165,5 +166,5 @@ def build_all(settings: RunSettings, runtime: Runtime, **options: Any) -> RunTra
     from chatwright.recipes.data import build_data
     from chatwright.recipes.model import build_model
 
-    data = build_data(settings)
+    data = build_data(settings, crew=Crew.of(runtime))
     return build_trainer(settings, data, build_model(settings, data.text, runtime), runtime, **options)

@@ -11,19 +11,18 @@ import numpy as np
 
 from chatwright.batches.loader import FAST_MULTIPLE, StepBatches, StepLoader
 from chatwright.batches.token_store import TokenStore
-from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
+from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.errors import ConfigError, DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_plan, count_trained
 from chatwright.packing.mixture import Mixture, SourceShare
 from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.preparation.assemble import Rendered
-from chatwright.preparation.cache import read_rendered
-from chatwright.preparation.prepare import Crew
+from chatwright.preparation.crew import Crew
 from chatwright.preparation.work import EntryInfo
-from chatwright.recipes.rendering import data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import stored_template_settings
+from chatwright.recipes.tokens import find_tokens
 from chatwright.runtime import Runtime
 from chatwright.templates.template import Template, TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
@@ -164,17 +163,19 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
         settings: the recipe.
         sources: rows in memory by name (lists, iterators, `datasets.Dataset`, or `Conversation`s), in
             place of the recipe's `data`.
-        crew: the ranks of this machine, which share the preparation of large data.
+        crew: the ranks of a run, which share the preparation of the data; all of them must call this.
 
     Raises:
         DataError: a bad row, a row with nothing to train, over-long rows, or no rows at all.
+        UserError: another process of the crew has found one.
         ConfigError: the recipe is streamed, and has no plan of the whole data.
     """
     if settings.streaming is not None:
         problem = "streaming: this needs all rows at once, and a stream has none; add --set streaming=false"
         raise ConfigError([problem], source="recipe")
     require_data(settings, sources)
-    text = prepare_text(settings)
+    crew = crew or Crew()
+    text = crew.together(lambda: prepare_text(settings))
     rendered, from_cache = _rendered(settings, text, sources, crew)
     store, ledger = rendered.store, rendered.ledger
     if not len(store):
@@ -230,13 +231,6 @@ def build_mixture(settings: RunSettings, rendered: Rendered, *, given: bool = Fa
 def _rendered(
     settings: RunSettings, text: TextSetup, sources: Mapping[str, Any] | None, crew: Crew | None
 ) -> tuple[Rendered, bool]:
-    """The rendered examples, from the cache where the same data, tokenizer, template and policy were seen before."""
-    key = None if sources is not None else data_fingerprint(settings, text.template)
-    if key is None:
-        return render_entries(settings, text.template, sources), False
-    folder = cache_folder() / "tokens" / key[:32]
-    cached = read_rendered(folder, key)
-    if cached is not None:
-        return cached, True
-    where = {"text_folder": text.resolved.text_folder, "folder": folder}
-    return render_entries(settings, text.template, None, **where, key=key, crew=crew), False
+    """The rendered examples, and whether they were there already."""
+    tokens = find_tokens(settings, text.template, text.resolved.text_folder, sources, crew)
+    return tokens.rendered, tokens.origin != "made"

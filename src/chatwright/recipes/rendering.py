@@ -18,8 +18,9 @@ from chatwright.conversations.sources import fingerprint
 from chatwright.inspection.contamination import ContaminationSettings
 from chatwright.inspection.evaluation_texts import Evaluations, collect_evaluations
 from chatwright.preparation.assemble import Rendered
+from chatwright.preparation.crew import Crew
 from chatwright.preparation.marks import ContaminationCheck
-from chatwright.preparation.prepare import Crew, PlannedEntry, given_entry, plan_entry, prepare
+from chatwright.preparation.prepare import PlannedEntry, given_entry, plan_entry, prepare
 from chatwright.preparation.rows import RowReader
 from chatwright.preparation.work import EntryInfo, RenderWork
 from chatwright.recipes.run_settings import RunSettings
@@ -99,9 +100,10 @@ def render_entries(
     work = RenderWork(
         str(text_folder or ""), template.settings, settings.max_tokens, settings.overflow, settings.train.seed
     )
-    check = contamination_check(settings)
+    crew = crew or Crew()
+    check = crew.together(lambda: contamination_check(settings))
     return prepare(
-        plan_entries(settings, sources),
+        crew.together(lambda: plan_entries(settings, sources)),
         work,
         template,
         settings.preparation,

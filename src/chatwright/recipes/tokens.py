@@ -1,0 +1,84 @@
+"""The tokens of a recipe: in this machine's cache, in a store that all machines reach, or made now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chatwright.checkpoints.imports import cache_folder
+from chatwright.preparation.assemble import Rendered
+from chatwright.preparation.cache import read_rendered
+from chatwright.preparation.crew import Crew
+from chatwright.preparation.remote_cache import RemoteCache
+from chatwright.recipes.rendering import data_fingerprint, render_entries
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.templates.template import Template
+
+Origin = Literal["made", "cache", "store"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeTokens:
+    """What a recipe's data became.
+
+    Args:
+        origin: made now, found in this machine's cache, or fetched from `preparation.store`.
+        folder: where they are kept; None where their data has no fingerprint to keep them by.
+        seconds: how long it took to find or make them, without the upload.
+        uploaded: they are in `preparation.store` now.
+    """
+
+    rendered: Rendered
+    origin: Origin
+    folder: Path | None = None
+    seconds: float = 0.0
+    uploaded: bool = False
+
+
+def find_tokens(
+    settings: RunSettings,
+    template: Template,
+    text_folder: Path,
+    sources: Mapping[str, Any] | None = None,
+    crew: Crew | None = None,
+    *,
+    upload_found: bool = False,
+) -> RecipeTokens:
+    """The tokens, from where the same data, tokenizer, template and policy were seen before, or made.
+
+    Args:
+        text_folder: the tokenizer's files. sources: see `chatwright.recipes.data.build_data`.
+        crew: the processes that need them; each machine makes or fetches them once.
+        upload_found: put tokens that this machine's cache holds into the store, too.
+
+    Raises:
+        DataError: see `render_entries`.
+    """
+    began, crew = time.monotonic(), crew or Crew()
+    key = None if sources is not None else crew.found_alike(lambda: data_fingerprint(settings, template))
+    if key is None:
+        return RecipeTokens(crew.together(lambda: render_entries(settings, template, sources)), "made")
+    folder = cache_folder() / "tokens" / key[:32]
+    url = settings.preparation.store
+    remote = RemoteCache(url, key) if url else None
+    origin: Origin = "cache"
+    rendered = read_rendered(folder, key)
+    if remote:
+        if not crew.machine_has(rendered is not None):
+            origin = "store"
+            if crew.is_first:
+                remote.fetch(folder)
+        crew.meet(set())
+        rendered = rendered or read_rendered(folder, key)
+    if not crew.all_of(rendered is not None) or rendered is None:
+        origin = "made"
+        where = {"text_folder": text_folder, "folder": folder}
+        rendered = render_entries(settings, template, None, **where, key=key, crew=crew)
+    seconds, uploaded = time.monotonic() - began, False
+    if remote and crew.is_main and folder.is_dir() and (origin == "made" or upload_found):
+        uploaded = origin == "store" or remote.upload(folder)
+    crew.meet(set())
+    return RecipeTokens(rendered, origin, folder, seconds, uploaded)
