@@ -116,14 +116,9 @@ def read_shard(folder: Path, name: str) -> PreparedRows:
         read = json.loads(text)
         with np.load(folder / name / "columns.npz") as arrays:
             columns = {key: arrays[key] for key in arrays.files}
-        ledger = Ledger.from_dict(read["ledger"])
-        return PreparedRows(
-            load_store(folder / name / "tokens"),
-            ledger,
-            RowFacts.from_dict(read["facts"]),
-            columns,
-            columns.pop("row_of"),
-        )
+        facts, ledger = RowFacts.from_dict(read["facts"]), Ledger.from_dict(read["ledger"])
+        store, row_of = load_store(folder / name / "tokens"), columns.pop("row_of")
+        return PreparedRows(store, ledger, facts, columns, row_of, read["contamination"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"this shard can't be read: {error}", source=str(folder / name)) from None
 
