@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -87,9 +87,12 @@ def _pack(pack: ShownPack, anchors: Anchors) -> str:
     )
 
 
-def table_html(heads: Iterable[str], rows: Iterable[str]) -> str:
-    """A table that scrolls by itself where it is too wide; `rows` are HTML."""
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
+def table_html(heads: Iterable[str], rows: Iterable[str], numeric: Container[int] = ()) -> str:
+    """A table that scrolls by itself where it is too wide; `rows` are HTML; `numeric` columns' heads get that class."""
+    head = "".join(
+        f'<th scope="col"{" class=number" if place in numeric else ""}>{escape(word)}</th>'
+        for place, word in enumerate(heads)
+    )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 

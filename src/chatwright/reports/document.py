@@ -1,0 +1,61 @@
+"""A report before it is terminal text, Markdown or a page: sections of tables, charts, notes and lines to type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chatwright.inspection.ledger import Ledger
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as plain text."""
+
+    heads: Row
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """(step, value) points of one name; `dots` for few that were measured apart."""
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+    dots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves over steps on common axes; `from_zero` where the value's size is to be seen, not its change alone."""
+
+    title: str
+    unit: str
+    series: tuple[Series, ...]
+    from_zero: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a report. `code`: to be shown as it is; `ledger` with `finished`: pages show it in their own way."""
+
+    name: str
+    title: str
+    lead: str = ""
+    tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    notes: tuple[str, ...] = ()
+    code: str = ""
+    ledger: Ledger | None = None
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole report; `tiles`: (figure, words) of what tells most."""
+
+    title: str
+    subtitle: str
+    tiles: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
