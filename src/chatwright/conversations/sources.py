@@ -294,6 +294,8 @@ def local_files(source: str) -> list[Path]:
         DataError: if there are none.
     """
     source = os.path.expandvars(source.removeprefix(LOCAL_SCHEME))
+    if not source:
+        raise DataError("the path is empty", source="data", hint="name a file, folder or glob")
     try:
         path = Path(source).expanduser()
     except RuntimeError:
