@@ -120,6 +120,7 @@ def test_the_tables_fit_80_columns_with_a_million_rows(tiny_model: Path, rows: P
         rows=1_234_567,
         skipped=12_345,
         chosen="rows 1000:1234567:2, at most 999,999",
+        changed={},
         examples=1_234_567,
         tokens=987_654_321,
         supervised_tokens=123_456_789,

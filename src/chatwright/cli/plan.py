@@ -73,6 +73,7 @@ def source_tables(figures: RunPlan, mixture: MixtureSettings) -> list[Table]:
 
 def _source_cell(source: PlannedSource) -> str:
     notes = [source.format, source.chosen, f"{source.skipped:,} skipped" if source.skipped else ""]
+    notes += [f"{name} changed {count:,}" for name, count in source.changed.items()]
     text = ", ".join(note for note in notes if note)
     lines = textwrap.wrap(text, name_room(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([short_name(source.name), *lines])

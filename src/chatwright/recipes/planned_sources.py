@@ -17,6 +17,7 @@ class PlannedSource:
 
     Args:
         rows: read, of which `skipped` were bad; chosen: which rows the recipe takes, empty for all.
+        changed: rows that each transform changed.
         examples, tokens, supervised_tokens: in one pass over the source. supervised_share: of its tokens.
         weight: as set, a share in rows; None where the recipe has no weights. epochs: as set.
         seen_an_epoch: how often an epoch draws each of its examples, on average.
@@ -30,6 +31,7 @@ class PlannedSource:
     rows: int
     skipped: int
     chosen: str
+    changed: dict[str, int]
     examples: int
     tokens: int
     supervised_tokens: int
@@ -60,6 +62,7 @@ def planned_sources(settings: RunSettings, data: RunData) -> list[PlannedSource]
             rows=info.num_rows,
             skipped=sum(info.skipped.values()),
             chosen=chosen_rows(entry),
+            changed=info.changed,
             examples=int(examples[place]),
             tokens=int(tokens[place]),
             supervised_tokens=int(supervised[place]),

@@ -16,6 +16,10 @@ from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.streaming import TrainingData
 
 
+SKIPPED_SHOWN = 5
+"""Bad rows of an entry that are named; the ledger counts all."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """The figures of a planned run. Memory in bytes; learning rates of up to 60 evenly spaced steps.
@@ -105,6 +109,7 @@ def _warnings(data: RunData, longest: int) -> list[str]:
     found = [
         f"{entry.name}: {count:,} rows {reason}" for entry in data.entries for reason, count in entry.notes.items()
     ]
+    found += [f"skipped {place}" for entry in data.entries for place in entry.skip_places[:SKIPPED_SHOWN]]
     return found + longer_than_context(data.text, longest)
 
 
