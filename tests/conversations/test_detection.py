@@ -83,16 +83,24 @@ def test_pairs_of_other_names_are_not_taken_either(fields):
 
 def test_labelled_replies_are_taken_only_where_the_format_is_named():
     path = shared("data/preference/kto_en_demo.json")
-    with pytest.raises(DataError, match=r"labelled replies[\s\S]*name the format"):
+    with pytest.raises(DataError, match=r"labelled replies[\s\S]*preference: chosen[\s\S]*name the format"):
         load_conversations(path)
     assert len(load_conversations(path, format="messages").conversations) == 300
     assert detect_format([{**ROWS["messages"], "label": "news"}], "hand") == "messages", "a word is no verdict"
 
 
-def test_hh_rlhf_rows_are_taken_only_where_the_format_is_named():
+def test_hh_rlhf_rows_ask_which_side_is_meant():
     path = shared("data/preference/hh_rlhf_harmless_base_test.jsonl.gz")
-    with pytest.raises(DataError, match="hh_rlhf takes 'chosen'"):
+    with pytest.raises(DataError, match="preference: chosen"):
         load_conversations(path)
+
+
+def test_rows_of_text_are_told_of_the_format():
+    with pytest.raises(DataError, match="format: text trains on the text as it is"):
+        detect_format([{"text": "Once upon a time"}], "hand")
+    with pytest.raises(DataError) as caught:
+        detect_format([{"body": "Once upon a time"}], "hand")
+    assert "format: text" not in caught.value.full_text()
 
 
 def test_flat_oasst_messages_ask_for_the_name():

@@ -67,14 +67,3 @@ def _accepts_all(name: str, rows: list) -> bool:
     except DataError:
         return False
     return True
-
-
-def test_hh_rlhf_chosen_transcripts_as_conversations():
-    path = shared("data/preference/hh_rlhf_harmless_base_test.jsonl.gz")
-    loaded = load_conversations(path, format="hh_rlhf", on_bad_row="skip")
-    assert (loaded.num_rows, len(loaded.conversations), loaded.skip_counts) == (2312, 2308, {"chosen": 4})
-    assert all("(Assistant) is empty" in row.reason for row in loaded.skipped)
-    first = loaded.conversations[0]
-    assert [m.role for m in first.messages] == ["user", "assistant"] * 3
-    assert first.messages[2].text == "yep"
-    assert first.extra == {}, "the rejected half isn't carried along"

@@ -55,12 +55,6 @@ def test_real_riddles():
     assert [m.text for m in found.messages] == ["做贼碰上劫路人", "坏到一块了；冤家路窄"]
 
 
-def test_hh_rlhf_splits_by_speaker():
-    row = {"chosen": "\n\nHuman: Hi: you?\n\nAssistant: Yes.\n\nSo?\n\nHuman: Bye\n\nAssistant: Bye", "rejected": "x"}
-    expected = [("user", "Hi: you?"), ("assistant", "Yes.\n\nSo?"), ("user", "Bye"), ("assistant", "Bye")]
-    assert said(row, "hh_rlhf") == expected
-
-
 CHAT = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
@@ -98,9 +92,6 @@ def test_custom_json_says_which_message_breaks_the_order(row, field, says):
         ("self_instruct", {"instruction": "a", "instances": [{"input": "b"}]}, "instances.0", "'output'"),
         ("question_answer", {"question": "a", "answer": 3}, "answer", "int 3"),
         ("question_answer", {"question": "a"}, None, "'answer'"),
-        ("hh_rlhf", {"chosen": "Hi"}, "chosen", "must begin with"),
-        ("hh_rlhf", {"chosen": "\n\nHuman: a\n\nAssistant: "}, "chosen", "turn 1 (Assistant) is empty"),
-        ("hh_rlhf", {"rejected": "\n\nHuman: a"}, None, "'chosen'"),
     ],
 )
 def test_a_bad_row_names_its_field_and_value(format, row, field, says):

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from chatwright.conversations.preference_formats import BOTH_UNSAFE, IDENTICAL
+from chatwright.conversations.preference_types import UNWANTED, Dropped, chosen_conversation
 from chatwright.conversations.preferences import load_preferences
 from chatwright.errors import DataError
 from shared_files import shared
@@ -108,3 +109,22 @@ def test_a_line_that_is_not_json_stops_or_is_counted(tmp_path):
 def test_conversations_are_not_taken_for_preferences(path):
     with pytest.raises(DataError, match="no known preference format"):
         load_preferences(shared(f"data/{path}"))
+
+
+def test_the_chosen_side_as_a_conversation():
+    loaded = load_preferences([{**PAIR, "id": 7}])
+    made = chosen_conversation(loaded.pairs[0])
+    assert [(m.role, m.text) for m in made.messages] == [("user", "?"), ("assistant", "good")]
+    assert (made.source, made.row, made.extra) == ("memory", 0, {"id": 7})
+    replies = [{"prompt": "?", "completion": "!", "label": wanted} for wanted in (True, False)]
+    found = [chosen_conversation(reply) for reply in load_preferences(replies).labelled]
+    assert found[0].messages[-1].text == "!" and found[1] == Dropped(UNWANTED)
+    assert chosen_conversation(Dropped(IDENTICAL)) == Dropped(IDENTICAL)
+
+
+def test_real_chosen_transcripts_as_conversations():
+    loaded = load_preferences(shared("data/preference/hh_rlhf_harmless_base_test.jsonl.gz"), on_bad_row="skip")
+    first = chosen_conversation(loaded.pairs[0])
+    assert [m.role for m in first.messages] == ["user", "assistant"] * 3
+    assert first.messages[2].text == "yep"
+    assert first.extra == {}, "the rejected half isn't carried along"

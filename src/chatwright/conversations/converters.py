@@ -14,7 +14,6 @@ from chatwright.conversations.custom_json import convert_custom_json
 from chatwright.conversations.glaive_format import convert_glaive
 from chatwright.conversations.instruction_formats import (
     convert_dolly,
-    convert_hh_rlhf,
     convert_question_answer,
     convert_self_instruct,
 )
@@ -55,16 +54,16 @@ CONVERTERS: dict[str, Callable[[Any, str, int], Conversation]] = {
     "gsm8k": convert_gsm8k,
     "question_answer": convert_question_answer,
     "dialogue": convert_dialogue,
-    "hh_rlhf": convert_hh_rlhf,
     "oasst_flat": convert_oasst,
     "oasst_threads": convert_oasst,
 }
-NAMED_ONLY = ("hh_rlhf", "oasst_flat", "oasst_threads")
-"""Formats that are never detected: the first takes half of a preference pair, the others regroup the rows."""
+NAMED_ONLY = ("oasst_flat", "oasst_threads")
+"""Formats that are never detected, since they regroup the rows."""
 
 LABEL_FIELDS = ("label", "kto_tag")
 """Fields that say of a whole conversation, by true or false, whether its reply is wanted."""
 
+_LOOK = "chatwright inspect FILE"
 _PAIRS = (("chosen", "rejected"), ("pos_resp", "neg_resp"), ("response_0", "response_1"))
 _DETECTED = {name: converter for name, converter in CONVERTERS.items() if name not in NAMED_ONLY}
 ROWS_TO_DETECT = 64
@@ -109,7 +108,6 @@ def detect_format(rows: Sequence[Any], source: str) -> str:
 
 def _refuse_others(rows: Sequence[Any], source: str) -> None:
     """Stop at rows that would convert to something else than their makers meant."""
-    known = f"valid formats: {', '.join(CONVERTERS)}"
     for row in rows:
         if not isinstance(row, Mapping):
             continue
@@ -118,7 +116,7 @@ def _refuse_others(rows: Sequence[Any], source: str) -> None:
                 raise DataError(
                     f"these are preference pairs (fields {first!r} and {second!r}), not conversations",
                     source=source,
-                    hint=f"name the format to train on the messages alone (hh_rlhf takes 'chosen'); {known}",
+                    hint=f"add preference: chosen to train on the chosen replies; look at them with {_LOOK}",
                 )
         verdict = next((name for name in LABEL_FIELDS if isinstance(row.get(name), bool)), None)
         if verdict:
@@ -126,7 +124,8 @@ def _refuse_others(rows: Sequence[Any], source: str) -> None:
                 f"these are labelled replies, good and bad ones (a field {verdict!r} that is true or false), and "
                 "training on them as conversations would teach the bad ones too",
                 source=source,
-                hint=f"name the format to train on all of them; {known}",
+                hint=f"add preference: chosen to train on the good ones; look at them with {_LOOK}; to train on all of "
+                f"them, name the format: {', '.join(CONVERTERS)}",
             )
         if is_flat_message(row):
             raise DataError(
@@ -169,5 +168,10 @@ def _nothing_fits(row: Any, source: str) -> DataError:
     place = Place(source, 0)
     return place.error(
         f"no known format fits these rows; the first has {fields}{why}",
-        f"name the format yourself ({', '.join(CONVERTERS)}), or rename the fields to what it expects",
+        f"name the format yourself ({', '.join(CONVERTERS)}), or rename the fields to what it expects{_text_hint(row)}",
     )
+
+
+def _text_hint(row: Any) -> str:
+    is_text = isinstance(row, str) or (isinstance(row, Mapping) and isinstance(row.get("text"), str))
+    return "; format: text trains on the text as it is" if is_text else ""

@@ -8,26 +8,38 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from chatwright.conversations.converters import CONVERTERS
+from chatwright.conversations.files import is_text_file
 from chatwright.conversations.filters import FilterSettings
 from chatwright.conversations.hub import HUB_PREFIX, HubMode
+from chatwright.conversations.preference_formats import PREFERENCE_CONVERTERS
 from chatwright.conversations.renames import Renames
+from chatwright.conversations.text_settings import problems_of_text
 from chatwright.conversations.transforms import TransformSettings
 from chatwright.settings import Settings
 
 BadRow = Literal["error", "skip"]
+TextUnit = Literal["file", "paragraph", "line"]
+TEXT = "text"
+"""The format of plain text, whose rows are documents."""
 RoleName = Literal["system", "user", "assistant", "tool", "function_call"]
 """Roles that `roles` can name; `function_call` is ShareGPT's for a message that is a call."""
 
 
 class DataSettings(Settings):
-    """One source of training conversations: a `path`, or a built-in `task`.
+    """One source of training conversations (or of plain text): a `path`, or a built-in `task`.
 
     Args:
         path: a file, folder or glob, here or at an address (`s3://bucket/*.jsonl`, `https://…`); or a hub data set,
             `hub:owner/name[@revision][:config]/split`.
         hub_mode: `cached` downloads a hub data set whole and keeps it; `streaming` fetches rows as they are read.
         task: name of a built-in task, with its `task_options`. split: which of its disjoint parts.
-        format: a name of `CONVERTERS`, or `auto` to detect it from the rows.
+        format: a name of `CONVERTERS`, or `auto` to detect it from the rows; `text` for plain text, which a path that
+            ends in `.txt` is anyway. It is trained whole, between begin- and end-of-text, cut to `max_tokens`.
+        text_by: what of a `.txt` file is a document. text_field: where a row's text stands.
+        keep_notices: leave Project Gutenberg's notice and licence in a `.txt` file.
+        preference: `chosen` takes, of pairs, the prompt and the better reply; of labelled replies, the wanted ones.
+            Earlier replies in the prompt are trained as `train_on` says.
+            `format` is a name of `PREFERENCE_CONVERTERS` then.
         columns: what the rows call a field that the format reads: `{output: answer}`; null leaves a field unread.
         message_columns: the same for the fields of each message: `{role: speaker, content: text}`.
         roles: what the messages call a role: `{user: [human, prompter]}`.
@@ -48,6 +60,10 @@ class DataSettings(Settings):
     task_options: dict[str, Any] = Field(default_factory=dict)
     split: Literal["train", "validation", "dev", "test"] = "train"
     format: str = "auto"
+    text_by: TextUnit = "file"
+    text_field: str = "text"
+    keep_notices: bool = False
+    preference: Literal["chosen"] | None = None
     columns: dict[str, str | None] = Field(default_factory=dict)
     message_columns: dict[str, str | None] = Field(default_factory=dict)
     roles: dict[RoleName, tuple[str, ...]] = Field(default_factory=dict)
@@ -67,6 +83,11 @@ class DataSettings(Settings):
     def source_name(self) -> str:
         """What reports call this source."""
         return self.name or self.path or self.task or ""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it gives documents, not conversations."""
+        return self.format == TEXT or (self.format == "auto" and is_text_file(self.path or ""))
 
     @property
     def renames(self) -> Renames | None:
@@ -97,12 +118,28 @@ class DataSettings(Settings):
             raise ValueError("'hub_mode' belongs to a hub data set (hub:owner/name/split); addresses always stream")
         if self.task and self.renames:
             raise ValueError("'columns', 'message_columns' and 'roles' belong to a 'path', found a 'task'")
-        if self.format != "auto" and self.format not in CONVERTERS:
-            near = difflib.get_close_matches(self.format, CONVERTERS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid: auto, {', '.join(CONVERTERS)}"
-            raise ValueError(f"unknown format {self.format!r}; {hint}")
+        self._check_format()
         if self.stop is not None and self.stop <= (self.start or 0):
             raise ValueError(f"stop ({self.stop}) must be greater than start ({self.start or 0})")
         if self.weight is not None and self.epochs != 1:
             raise ValueError("give either 'epochs' or 'weight', not both")
         return self
+
+    def _check_format(self) -> None:
+        if self.is_text:
+            problems = list(problems_of_text(self))
+            if problems:
+                raise ValueError("; ".join(problems))
+            return
+        for name in ("text_by", "text_field", "keep_notices"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name!r} belongs to plain text; set format: text, or remove it")
+        if self.preference and self.task:
+            raise ValueError("'preference' belongs to a 'path', found a 'task'")
+        if self.format in PREFERENCE_CONVERTERS and self.format not in CONVERTERS and not self.preference:
+            raise ValueError(f"{self.format} is preference data; add preference: chosen to train on the chosen replies")
+        known = PREFERENCE_CONVERTERS if self.preference else (*CONVERTERS, TEXT)
+        if self.format != "auto" and self.format not in known:
+            near = difflib.get_close_matches(self.format, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: auto, {', '.join(known)}"
+            raise ValueError(f"unknown format {self.format!r}; {hint}")

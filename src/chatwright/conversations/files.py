@@ -20,11 +20,12 @@ import yaml
 
 from chatwright.conversations.compression import unpacked, unpacked_name, unpacking_errors
 from chatwright.conversations.places import shown, without_nulls
-from chatwright.conversations.stores import StoreFile, driver_errors
+from chatwright.conversations.stores import StoreFile, store_errors
 from chatwright.errors import DataError, not_utf8
 from chatwright.settings import load_yaml
 
 ROWS_PER_BATCH = 1024
+TEXT_ENDING = ".txt"
 _LONGEST_CSV_FIELD = 2**31 - 1
 DataFile = Path | StoreFile
 
@@ -59,16 +60,26 @@ def read_file(path: DataFile) -> Iterator[RawRow]:
         raise DataError(f"unknown file type {ending!r}", source=str(path), hint=f"known: {', '.join(READERS)}")
     try:
         yield from READERS[kind](path)
-    except (OSError, *unpacking_errors(), *driver_errors()) as error:
+    except reading_errors() as error:
         raise DataError(
             f"can't be read: {error}", source=str(path), hint="check the path; fetch a cut file again"
         ) from None
+
+
+def reading_errors() -> tuple[type[Exception], ...]:
+    """What reading a file, here or in a store, can raise."""
+    return (*store_errors(), *unpacking_errors())
 
 
 def file_kind(name: str | Path) -> str | None:
     """The ending in `READERS` that a file name has, or None."""
     suffix = Path(unpacked_name(str(name))).suffix.lower()
     return suffix if suffix in READERS else None
+
+
+def is_text_file(name: str | Path) -> bool:
+    """Whether a name is that of plain text (`.txt`, packed or not), whose documents aren't rows."""
+    return Path(unpacked_name(str(name))).suffix.lower() == TEXT_ENDING
 
 
 @contextmanager

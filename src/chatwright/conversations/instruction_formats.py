@@ -1,7 +1,7 @@
-"""Instruction and question formats: Dolly, self-instruct, plain question/answer pairs, hh-rlhf's chosen transcripts.
+"""Instruction and question formats: Dolly, self-instruct, plain question/answer pairs.
 
 Sources of the formats: databricks-dolly-15k, yizhongw/self-instruct (`instances`), pwxcoo/chinese-xinhua
-(riddle/answer), OpenOrca (system_prompt, question, response), anthropics/hh-rlhf.
+(riddle/answer), OpenOrca (system_prompt, question, response).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from chatwright.conversations.message_formats import find_field, make_conversati
 from chatwright.conversations.parts import split_thinking
 from chatwright.conversations.places import Place, read_list, read_mapping, read_text
 from chatwright.conversations.schema import Conversation, Message
-from chatwright.conversations.transcripts import read_transcript
 
 # Columns that a question can't be asked without: a row that has one of them is no plain pair.
 _NEEDED_TO_ANSWER = ("choices", "options", "choice0", "context", "passage", "paragraph", "document", "messages")
@@ -93,16 +92,3 @@ def convert_question_answer(row: Any, source: str, index: int) -> Conversation:
     messages = [Message.of("system", system)] if system else []
     messages += [_question(row, (question,), "", place), reply_of(row[answer], place, answer)]
     return make_conversation(messages, row, place, used=(question, answer, "system_prompt"))
-
-
-def convert_hh_rlhf(row: Any, source: str, index: int) -> Conversation:
-    """The `chosen` transcript of an hh-rlhf row, split by speaker; taken only where the format is named.
-
-    Raises:
-        DataError: if there is no `chosen` transcript, or a speaker says nothing.
-    """
-    place = Place(source, index)
-    row = read_mapping(row, place)
-    field = find_field(row, ("chosen",), place)
-    messages = read_transcript(row[field], place.at(field))
-    return make_conversation(messages, row, place, used=("chosen", "rejected"))

@@ -2,14 +2,14 @@
 
 Sources of the formats: anthropics/hh-rlhf, CValues-Comparison (prompt, pos_resp, neg_resp), PKU-SafeRLHF's card,
 LLaMA-Factory (`data/README.md`: preference and KTO data), TRL's data set formats, ultrafeedback_binarized,
-orca_dpo_pairs.
+orca_dpo_pairs. A new one is one function, one entry of `PREFERENCE_CONVERTERS` and one test.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from chatwright.conversations.converters import LABEL_FIELDS
@@ -301,3 +301,16 @@ def _read_number(value: Any, place: Place) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise place.error(f"must be a number, found {shown(value)}")
     return float(value)
+
+
+# The order decides between formats that accept equally many rows: the stricter comes first.
+PREFERENCE_CONVERTERS: dict[str, Callable[[Any, str, int], Preference]] = {
+    "hh_rlhf": convert_hh_rlhf_pair,
+    "llama_factory": convert_llama_factory,
+    "safe_rlhf": convert_safe_rlhf,
+    "cvalues": convert_cvalues,
+    "kto": convert_kto,
+    "ultrafeedback": convert_ultrafeedback,
+    "orca": convert_orca,
+    "trl": convert_trl,
+}

@@ -64,3 +64,15 @@ class Dropped:
 
 
 Preference = PreferencePair | LabelledReply | Dropped
+
+UNWANTED = "the reply is labelled as unwanted"
+
+
+def chosen_conversation(found: Preference) -> Conversation | Dropped:
+    """What there is to train on as an ordinary conversation: prompt and better reply, or a reply labelled as wanted."""
+    if isinstance(found, LabelledReply):
+        return found.conversation if found.desirable else Dropped(UNWANTED)
+    if isinstance(found, Dropped):
+        return found
+    messages = (*found.prompt, *found.chosen)
+    return Conversation(messages, found.tools, source=found.source, row=found.row, extra=found.extra)

@@ -1,6 +1,6 @@
 """The door to preference data: rows read, format found, bad rows stopped at or counted, dropped rows counted.
 
-The formats are in `preference_formats`; a new one is one function there, one entry here and one test.
+The formats are in `preference_formats`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,10 @@ from typing import Any
 
 from chatwright.conversations.converters import ROWS_TO_DETECT
 from chatwright.conversations.data_settings import BadRow
-from chatwright.conversations.preference_formats import (
-    convert_cvalues,
-    convert_hh_rlhf_pair,
-    convert_kto,
-    convert_llama_factory,
-    convert_orca,
-    convert_safe_rlhf,
-    convert_trl,
-    convert_ultrafeedback,
-)
+from chatwright.conversations.preference_formats import PREFERENCE_CONVERTERS
 from chatwright.conversations.preference_types import LabelledReply, Preference, PreferencePair
 from chatwright.conversations.sources import SkippedRow, Source, general_field, scan_rows, source_text
 from chatwright.errors import DataError
-
-# The order decides between formats that accept equally many rows: the stricter comes first.
-PREFERENCE_CONVERTERS: dict[str, Callable[[Any, str, int], Preference]] = {
-    "hh_rlhf": convert_hh_rlhf_pair,
-    "llama_factory": convert_llama_factory,
-    "safe_rlhf": convert_safe_rlhf,
-    "cvalues": convert_cvalues,
-    "kto": convert_kto,
-    "ultrafeedback": convert_ultrafeedback,
-    "orca": convert_orca,
-    "trl": convert_trl,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class Conversation:
         variables: template variables such as `enable_thinking`.
         source: the file or data set; `row`: its row there, counted from 0.
         extra: what a task needs for grading (letters, answer, entry point …); never rendered.
+        document: no dialogue but plain text, which stands in the one message; no template goes around it.
     """
 
     messages: tuple[Message, ...]
@@ -83,12 +84,18 @@ class Conversation:
     source: str = "memory"
     row: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    document: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Plain text for pre-training, with where it came from."""
+    """Plain text for pre-training, with where it came from.
+
+    Args:
+        cut: what was taken off the file that it begins, for counting, or None.
+    """
 
     text: str
     source: str = "memory"
     row: int = 0
+    cut: str | None = None

@@ -18,7 +18,15 @@ from typing import Any
 
 from chatwright.conversations.converters import convert, detect_format
 from chatwright.conversations.data_settings import BadRow
-from chatwright.conversations.files import READERS, RawRow, file_kind, is_saved_dataset, read_file, read_saved_dataset
+from chatwright.conversations.files import (
+    READERS,
+    RawRow,
+    file_kind,
+    is_saved_dataset,
+    is_text_file,
+    read_file,
+    read_saved_dataset,
+)
 from chatwright.conversations.hub import HUB_PREFIX, HubMode, hub_commit, hub_rows
 from chatwright.conversations.places import without_nulls
 from chatwright.conversations.regrouping import regroup
@@ -187,16 +195,12 @@ def fingerprint(source: Source) -> str | None:
     Raises:
         DataError: if the source can't be read, or only once.
     """
-    digest = hashlib.sha256()
     if is_local(source):
-        for path in local_files(str(source)):
-            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-            for file in files:
-                _add_file(digest, file)
-    elif is_url(source):
-        for stored in remote_files(str(source)):
-            _add_store_file(digest, stored)
-    elif isinstance(source, str):
+        return fingerprint_files(local_files(str(source)))
+    if is_url(source):
+        return fingerprint_files(remote_files(str(source)))
+    digest = hashlib.sha256()
+    if isinstance(source, str):
         commit = hub_commit(source)
         if commit is None:
             return None
@@ -206,6 +210,18 @@ def fingerprint(source: Source) -> str | None:
             raise DataError("an iterator can be read only once", source="memory", hint="make a list of its rows")
         for row in read_rows(source):
             digest.update(json.dumps(row, ensure_ascii=True, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def fingerprint_files(paths: Iterable[Path | StoreFile]) -> str:
+    """sha256 (hex) over the names and bytes of files, those in folders included, or what a store tells of them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not isinstance(path, Path):
+            _add_store_file(digest, path)
+            continue
+        for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+            _add_file(digest, file)
     return digest.hexdigest()
 
 
@@ -305,6 +321,8 @@ def local_files(source: str) -> list[Path]:
     if path.is_dir():
         found = _data_files(path)
         problem, hint = "the folder holds no data files", f"known endings: {', '.join(READERS)}"
+        if any(is_text_file(file) for file in path.rglob("*")):
+            hint = f"its .txt files are plain text: set format: text; {hint}"
     elif any(letter in source for letter in "*?["):
         # A glob that names a file of unknown type is told so when the file is read.
         root = Path(path.anchor or ".")

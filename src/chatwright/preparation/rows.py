@@ -73,7 +73,13 @@ class RowFacts:
         """The entry's account."""
         places = tuple(self.skip_places)
         return EntryInfo(
-            work.name, work.format_shown, self.num_rows, dict(self.skipped), places, dict(self.notes), dict(self.changed)
+            work.name,
+            work.format_shown,
+            self.num_rows,
+            dict(self.skipped),
+            places,
+            dict(self.notes),
+            dict(self.changed),
         )
 
 

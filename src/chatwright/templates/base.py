@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.settings import Settings
 from chatwright.templates.outline import Outline, encode_ids, encode_outlines
+from chatwright.templates.plain_text import render_documents
 from chatwright.templates.rendered import RenderedExample
 from chatwright.templates.tokenizer import TextTokenizer
 from chatwright.templates.tool_grammars import TOOL_ROLES, ToolGrammar
@@ -148,11 +149,15 @@ class Template(ABC):
     def render_many(
         self, conversations: Sequence[Conversation], train_on: TrainOn | None = None
     ) -> list[list[RenderedExample]]:
-        """The examples of many conversations, encoded in one batch."""
+        """The examples of many conversations, encoded in one batch; documents stand whole and without a template."""
         policy = self.settings.train_on if train_on is None else train_on
-        groups = [self.outline(conversation, policy) for conversation in conversations]
+        groups = [[] if each.document else self.outline(each, policy) for each in conversations]
         examples = iter(encode_outlines(self.tokenizer, [outline for group in groups for outline in group]))
-        return [[next(examples) for _ in group] for group in groups]
+        texts = iter(render_documents(self.tokenizer, [each for each in conversations if each.document]))
+        return [
+            [next(texts)] if conversation.document else [next(examples) for _ in group]
+            for conversation, group in zip(conversations, groups, strict=True)
+        ]
 
     def render_prompt(self, conversation: Conversation) -> list[int]:
         """The ids that the engine holds when it begins to generate.

@@ -17,6 +17,7 @@ import numpy as np
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.templates.base import Template, TrainOn
 from chatwright.templates.outline import Outline, encode_ids, encode_outlines
+from chatwright.templates.plain_text import DocumentFrame
 from chatwright.templates.policy import turn_weights
 from chatwright.templates.rendered import RenderedExample
 
@@ -60,6 +61,10 @@ def check_laws(template: Template, conversations: Sequence[Conversation]) -> lis
     differing = forged = 0
     for conversation in conversations:
         where = f"{conversation.source}, row {conversation.row}"
+        if conversation.document:
+            _check_document(template, conversation, where, tallies)
+            forged += _holds_control_text(template, conversation)
+            continue
         arranged = template.arranged(conversation)
         outlines = template.outline(conversation, TrainOn.ASSISTANT)
         for outline, example in zip(outlines, encode_outlines(template.tokenizer, outlines), strict=True):
@@ -121,6 +126,21 @@ def _check_example(
     found = ids.count(bos) if bos is not None else 0
     declared = template.expected_bos(_first(arranged, example.key.part + 1) if example.key.part else arranged)
     tallies["begin and stop"].see(found == declared, f"{where}: {found} begin-of-text tokens, {declared} declared")
+
+
+def _check_document(template: Template, document: Conversation, where: str, tallies: dict[str, _Tally]) -> None:
+    """Plain text: control tokens stand at its ends alone, and every token but the first is trained."""
+    (example,) = template.render(document)
+    frame = DocumentFrame.of(template.tokenizer)
+    ids = example.ids.tolist()
+    begins, ends = ids[:1] == [frame.begin] or frame.begin is None, ids[-1:] == [frame.end] or frame.end is None
+    tallies["begin and stop"].see(begins and ends, f"{where}: begin- or end-of-text is missing")
+    inside = ids[int(frame.begin is not None) : len(ids) - int(frame.end is not None)]
+    unknown = template.tokenizer.unknown_id
+    control = sum(index in template.tokenizer.control_names and index != unknown for index in inside)
+    tallies["text"].see(not control, f"{where}: {control} control tokens inside the text")
+    trained = trained_spans(example)
+    tallies["weights"].see(trained == [(1, len(ids))], f"{where}: not every token behind the first is trained")
 
 
 def _word(position: int, wanted: set[int]) -> str:

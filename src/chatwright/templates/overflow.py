@@ -15,6 +15,7 @@ import numpy as np
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import DataError
 from chatwright.templates.base import Template, TrainOn
+from chatwright.templates.plain_text import split_document
 from chatwright.templates.policy import turn_weights
 from chatwright.templates.rendered import ExampleKey, RenderedExample, Span
 from chatwright.templates.replies import ThinkTokens
@@ -66,12 +67,12 @@ def fit(
     conversations: Sequence[Conversation] = (),
     train_on: TrainOn | None = None,
 ) -> Fitted:
-    """Bring examples to at most `max_tokens` tokens.
+    """Bring examples to at most `max_tokens` tokens. Documents are cut into pieces whatever `overflow` says.
 
     Args:
         template: the one that rendered them.
-        conversations: what the examples were rendered from, found by source and row; only `split_turns` needs them,
-            and truncates where it finds none.
+        conversations: what the examples were rendered from, found by source and row; documents and `split_turns` need
+            them, and `split_turns` truncates where it finds none.
         train_on: the mask policy that the examples were rendered with (for `split_turns`).
 
     Raises:
@@ -89,9 +90,15 @@ def fit(
         if length <= max_tokens:
             kept.append(example)
             continue
+        conversation = sources.get((example.key.source, example.key.row))
+        if conversation is not None and conversation.document:
+            pieces = split_document(example, max_tokens)
+            kept += (piece for piece in pieces if piece.num_supervised)
+            drops += (_untrained(piece) for piece in pieces if not piece.num_supervised)
+            added += len(pieces) - 1
+            continue
         parts: list[RenderedExample] = []
         if overflow is Overflow.SPLIT_TURNS:
-            conversation = sources.get((example.key.source, example.key.row))
             parts = split_turns(example, conversation, max_tokens, template, train_on) if conversation else []
         if not parts and overflow in (Overflow.TRUNCATE, Overflow.SPLIT_TURNS):
             cut = truncate(example, max_tokens, template)
@@ -105,6 +112,10 @@ def fit(
         else:
             drops.append(OverflowRecord(example.key, length, _drop_reason(overflow, max_tokens)))
     return Fitted(tuple(kept), tuple(drops), tuple(cuts), added)
+
+
+def _untrained(piece: RenderedExample) -> OverflowRecord:
+    return OverflowRecord(piece.key, len(piece.ids), "one token alone, which nothing predicts")
 
 
 def _drop_reason(overflow: Overflow, max_tokens: int) -> str:
