@@ -30,7 +30,7 @@ ORDER = [
     *("serve", "reports", "recipes", "selftest", "cli"),
 ]
 RANK = {name: place for place, name in enumerate(ORDER)} | {"console": 2}
-NEVER_TORCH = ("conversations", "tasks", "templates", "packing", "inspection")
+NEVER_TORCH = ("conversations", "tasks", "templates", "packing", "inspection", "reports")
 FORBIDDEN = {
     **{
         room: {"conversations", "templates", "packing", "batches"} for room in ("models", "adapters", "losses", "optim")

@@ -37,7 +37,7 @@ def run_report_command(runs: list[str], html: str | None, as_json: bool) -> None
         _print(document)
         return
     write_page(html, document)
-    out().print(f"{html}: {Path(html).stat().st_size / 1e3:.0f} kB; open it in a browser", markup=False)
+    out().print(f"{html}: {Path(html).stat().st_size / 1e3:.0f} kB; open it in a browser", markup=False, soft_wrap=True)
 
 
 def _plain(records: list[RunRecord]) -> dict[str, Any]:
@@ -63,8 +63,8 @@ def _plain_run(run: RunRecord) -> dict[str, Any]:
 def _print(document: Document) -> None:
     """Tables and sentences; of the ledger what was left out, the whole being on the page and in report.md."""
     console = out()
-    console.print(visible(document.title), style="bold", markup=False, highlight=False)
-    console.print(visible(document.subtitle), markup=False, highlight=False)
+    console.print(visible(document.title), style="bold", markup=False, soft_wrap=True)
+    console.print(visible(document.subtitle), markup=False, soft_wrap=True)
     for section in document.sections:
         if section.name in NOT_SHOWN:
             continue
@@ -74,4 +74,4 @@ def _print(document: Document) -> None:
                 console.print(table(section.title.lower(), each.heads, rows))
         for line in (section.lead if section.ledger is not None else "", *section.notes, *section.code.splitlines()):
             if line:
-                console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+                console.print(visible(line), markup=False, soft_wrap=True)

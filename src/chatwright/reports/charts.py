@@ -25,7 +25,7 @@ def curve_svg(chart: Chart) -> str:
     shown = [series for series in chart.series if series.points]
     steps = [step for series in shown for step, _ in series.points]
     values = [value for series in shown for _, value in series.points]
-    low, high = (0.0 if chart.from_zero else min(values)), max(values)
+    low, high = min(values + [0.0] * chart.from_zero), max(values)
     ticks = round_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     first, last = min(steps), max(max(steps), min(steps) + 1)
