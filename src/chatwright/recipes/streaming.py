@@ -17,7 +17,13 @@ from chatwright.inspection.ledger import Ledger
 from chatwright.preparation.logical_reader import StreamJob, Window
 from chatwright.preparation.prepare import Crew
 from chatwright.preparation.stream import Stream, StreamPosition
-from chatwright.preparation.streamed_rows import StreamedEntry, given_stream, stream_entry
+from chatwright.preparation.streamed_rows import (
+    ROWS_PER_BLOCK,
+    ROWS_PER_PART,
+    StreamedEntry,
+    given_stream,
+    stream_entry,
+)
 from chatwright.preparation.work import EntryInfo, RenderWork
 from chatwright.recipes.data import RunData, TextSetup, prepare_heldout, prepare_text, require_data, store_hash
 from chatwright.recipes.rendering import contamination_check, mask_policy, own_name
@@ -76,6 +82,8 @@ class StreamedData:
         """
         if start != self.position.step:
             raise ValueError(f"the stream stands before step {self.position.step}, not {start}")
+        if start == self.num_steps:
+            return
         stream, self._stream = self._opened(), None
 
         def make(step: int) -> tuple[StepBatches, StreamPosition]:
@@ -147,8 +155,9 @@ def build_stream(
     template = text.template
     render = RenderWork(folder, template.settings, settings.max_tokens, settings.overflow, settings.train.seed)
     job = StreamJob(entries, render, template, settings.packing, streaming, contamination_check(settings))
+    dealt = [streaming.readers, ROWS_PER_BLOCK, ROWS_PER_PART]
     identity = {
-        "plan": cache_key(streaming=streaming.readers, packing=settings.packing.model_dump(), steps=num_steps),
+        "plan": cache_key(dealt=dealt, packing=settings.packing.model_dump(mode="json"), steps=num_steps),
         "data": _data_identity(settings, text, entries, given=sources is not None),
         "heldout": store_hash(heldout),
     }
