@@ -72,6 +72,6 @@ def _print(document: Document) -> None:
             if each.rows:
                 rows = [[visible(cell) for cell in row] for row in each.rows]
                 console.print(table(section.title.lower(), each.heads, rows))
-        for line in (section.lead if section.ledger is not None else "", *section.notes, *section.code.splitlines()):
+        for line in ("" if section.name == "result" else section.lead, *section.notes, *section.code.splitlines()):
             if line:
                 console.print(visible(line), markup=False, soft_wrap=True)

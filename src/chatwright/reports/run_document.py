@@ -141,7 +141,7 @@ def _data_lead(run: RunRecord) -> str:
     if run.plan is None:
         return ""
     if run.plan.streaming:
-        return f"The stream's first windows, {run.plan.packing_waste:.1%} of their packs empty. {run.plan.unknown}."
+        return f"The stream's first windows, {run.plan.packing_waste:.1%} of their packs empty; {run.plan.unknown}."
     return "Tokens of one pass over each source; weight: its part of all supervised tokens' weight, as planned."
 
 
