@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from chatwright.cli.inspect_preferences import HOW_TO_TRAIN, inspect_preferences, preference_entry
 from chatwright.console import note, out
-from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.data_settings import TEXT, DataSettings
 from chatwright.errors import ConfigError
 from chatwright.inspection.contamination_report import ContaminationReport
 from chatwright.inspection.ledger import Stage
@@ -21,10 +22,14 @@ from chatwright.settings import apply_overrides, build
 from chatwright.templates.base import Template
 from chatwright.templates.laws import check_laws
 from chatwright.templates.overflow import Overflow
+from chatwright.templates.plain_text import split_document
+from chatwright.templates.rendered import RenderedExample
 
 RECIPE_ENDINGS = (".yaml", ".yml")
 PAGE_SAMPLE = 24
 """Rows on the page where none were asked for."""
+PIECES_SHOWN = 3
+"""Pieces shown of a document that is cut into many."""
 HITS_SHOWN = 3
 """Contaminated rows shown side by side with what they hold, of each evaluation."""
 
@@ -40,6 +45,13 @@ def run_inspect(
     run: str | None = None,
 ) -> None:
     """Show the chosen rows of a data set, or of every entry of a recipe: on the terminal, as JSON, or as a page."""
+    pairs = None if is_recipe(data) or data.startswith("task:") else preference_entry(data, overrides)
+    if pairs is not None:
+        if page is not None:
+            problem = f"--html shows what is trained, and these are preferences; {HOW_TO_TRAIN}"
+            raise ConfigError([problem], source="inspect")
+        inspect_preferences(pairs, wanted, as_json=as_json)
+        return
     settings = settings_for(data, model, overrides, run)
     if page is not None:
         from chatwright.cli.inspect_page import write_inspection
@@ -49,16 +61,17 @@ def run_inspect(
     template = prepare_text(settings).template
     looked = look(settings, wanted)
     if as_json:
-        _print_json(template, looked)
+        _print_json(template, looked, settings.max_tokens)
         return
     console = out()
     console.print(legend())
     for entry in looked:
         console.rule(f"{entry.info.name}: {entry.info.num_rows:,} rows, format {entry.info.format}")
-        for group in template.render_many(entry.shown, entry.planned.work.train_on):
-            for example in group:
-                console.print(show_example(example, template.tokenizer, marks=not console.is_terminal))
-                console.print()
+        for what, count in entry.info.changed.items():
+            note(f"{what}: {count:,} rows")
+        for example in _examples(template, entry, settings.max_tokens, PIECES_SHOWN):
+            console.print(show_example(example, template.tokenizer, marks=not console.is_terminal))
+            console.print()
     if not any(entry.shown for entry in looked):
         note(f"no row in {wanted.words}")
     results = check_laws(template, [conversation for entry in looked for conversation in entry.shown])
@@ -90,16 +103,32 @@ def wanted_rows(
     return Wanted(*parse_rows(rows or "0:5"), sample, seed)
 
 
-def _print_json(template: Template, looked: Sequence[LookedEntry]) -> None:
+def _print_json(template: Template, looked: Sequence[LookedEntry], max_tokens: int) -> None:
     for entry in looked:
-        for group in template.render_many(entry.shown, entry.planned.work.train_on):
-            for example in group:
-                print(json.dumps(example_record(example, template.tokenizer), ensure_ascii=False))
+        for example in _examples(template, entry, max_tokens):
+            print(json.dumps(example_record(example, template.tokenizer), ensure_ascii=False))
+
+
+def _examples(
+    template: Template, entry: LookedEntry, max_tokens: int, most: int | None = None
+) -> Iterator[RenderedExample]:
+    """The shown rows as examples; of documents their pieces, at most so many of each."""
+    groups = template.render_many(entry.shown, entry.planned.work.train_on)
+    for conversation, group in zip(entry.shown, groups, strict=True):
+        if not conversation.document:
+            yield from group
+            continue
+        pieces = split_document(group[0], max_tokens)
+        yield from pieces[:most]
+        if most is not None and len(pieces) > most:
+            note(f"row {conversation.row} of {conversation.source} has {len(pieces) - most:,} more pieces")
 
 
 def _print_lint(template: Template, looked: Sequence[LookedEntry]) -> None:
     """What lint finds in each entry, with the entry's own mask policy."""
     for entry in looked:
+        if entry.planned.work.format == TEXT:
+            continue  # its rules are for conversations
         report = lint(entry.linted, template, train_on=entry.planned.work.train_on, num_rows=entry.num_rows)
         out().print(report.renderable(entry.info.name))
 
@@ -123,7 +152,7 @@ def _print_ledger(settings: RunSettings, template: Template) -> None:
 
 def settings_for(data: str, model: str | None, overrides: Sequence[str], run: str | None = None) -> RunSettings:
     """The recipe to inspect with: one that was named, or one made of a data source and a model (or a run's recipe)."""
-    if data in shipped_recipes() or (data.endswith(RECIPE_ENDINGS) and _is_recipe(data)):
+    if is_recipe(data):
         return load_recipe(data, [*overrides, *([f"model={model}"] if model else [])])
     entry = {"task": data.removeprefix("task:")} if data.startswith("task:") else {"path": data}
     if model is None and run is not None:
@@ -137,9 +166,11 @@ def settings_for(data: str, model: str | None, overrides: Sequence[str], run: st
     return build(RunSettings, apply_overrides(raw, overrides), "inspect")
 
 
-def _is_recipe(path: str) -> bool:
-    """Whether a YAML file is a recipe (data sets can be YAML too)."""
-    file = Path(path)
+def is_recipe(data: str) -> bool:
+    """Whether a recipe is named, by file or as a shipped one (data sets can be YAML files, too)."""
+    if data in shipped_recipes() or not data.endswith(RECIPE_ENDINGS):
+        return data in shipped_recipes()
+    file = Path(data)
     return not file.is_file() or "model:" in file.read_text(encoding="utf-8", errors="replace")
 
 

@@ -106,20 +106,31 @@ def detect_format(rows: Sequence[Any], source: str) -> str:
     return "nanochat" if best == "messages" and any(map(_has_python_part, sample)) else best
 
 
+def are_preferences(rows: Sequence[Any]) -> bool:
+    """Whether rows hold pairs of replies, or replies with a verdict."""
+    return any(_pair_fields(row) or _verdict(row) for row in rows if isinstance(row, Mapping))
+
+
+def _pair_fields(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next((pair for pair in _PAIRS if all(name in row for name in pair)), None)
+
+
+def _verdict(row: Mapping[str, Any]) -> str | None:
+    return next((name for name in LABEL_FIELDS if isinstance(row.get(name), bool)), None)
+
+
 def _refuse_others(rows: Sequence[Any], source: str) -> None:
     """Stop at rows that would convert to something else than their makers meant."""
     for row in rows:
         if not isinstance(row, Mapping):
             continue
-        for first, second in _PAIRS:
-            if first in row and second in row:
-                raise DataError(
-                    f"these are preference pairs (fields {first!r} and {second!r}), not conversations",
-                    source=source,
-                    hint=f"add preference: chosen to train on the chosen replies; look at them with {_LOOK}",
-                )
-        verdict = next((name for name in LABEL_FIELDS if isinstance(row.get(name), bool)), None)
-        if verdict:
+        if pair := _pair_fields(row):
+            raise DataError(
+                f"these are preference pairs (fields {pair[0]!r} and {pair[1]!r}), not conversations",
+                source=source,
+                hint=f"add preference: chosen to train on the chosen replies; look at them with {_LOOK}",
+            )
+        if verdict := _verdict(row):
             raise DataError(
                 f"these are labelled replies, good and bad ones (a field {verdict!r} that is true or false), and "
                 "training on them as conversations would teach the bad ones too",

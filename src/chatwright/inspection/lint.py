@@ -106,7 +106,8 @@ def lint(
     """Check a data set.
 
     Args:
-        conversations: its rows, transformed and filtered as they will be trained.
+        conversations: its rows, transformed and filtered as they will be trained. Documents are passed over, since the
+            rules are about questions and replies.
         template: renders a sample of them; without one the rules that need it are left out.
         train_on: the mask policy; the template's own when None.
         num_rows: how many rows there are, where `conversations` are only some of them.
@@ -114,6 +115,7 @@ def lint(
         max_places: places kept a finding.
         rules: what is asked.
     """
+    conversations = [each for each in conversations if not each.document]
     chosen = evenly(conversations, max_rows)
     rendered = render_sample(evenly(chosen, max_rendered), template, train_on) if template is not None else []
     data = LintInput(chosen, template, rendered)

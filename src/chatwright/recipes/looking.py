@@ -62,7 +62,8 @@ def look(settings: RunSettings, wanted: Wanted, lint_rows: int = MAX_ROWS) -> li
         even: EvenRows[Conversation] = EvenRows(lint_rows)
         shown: list[Conversation] = []
         for place, conversation in enumerate(reader.read(entry.read())):
-            even.offer(conversation)
+            if not conversation.document:  # lint has no rules for them, and they may be whole books
+                even.offer(conversation)
             if wanted.sample is not None:
                 sample.offer(number, place, conversation)
             elif wanted.first <= place < wanted.last:

@@ -33,11 +33,14 @@ from chatwright.recipes.token_losses import BeforeAfter
 from chatwright.settings import dump_yaml
 from chatwright.templates.base import Template
 from chatwright.templates.jinja import JinjaTemplate
+from chatwright.templates.plain_text import split_document
 from chatwright.templates.rendered import RenderedExample
 
 MOST_TOKENS = 2_000
 """Tokens shown of one example; the page says how many more there are."""
 MOST_PACKS = 24
+MOST_PIECES, MOST_CHARACTERS = 3, 8_000
+"""Shown of a document, which may be a whole book: pieces, and characters of its text."""
 PLACES_EACH, MOST_PLACES = 2, 20
 """Rows shown besides the chosen ones because lint points at them: of each finding, and in all."""
 SHARE_EDGES = tuple(round(step * 0.05, 2) for step in range(21))
@@ -89,6 +92,10 @@ def chosen_examples(settings: RunSettings, data: RunData, choice: Choice) -> lis
         groups = template.render_many(conversations, mask_policy(settings.data[number], settings))
         for conversation, group in zip(conversations, groups, strict=True):
             stored = _stored(data, number, conversation)
+            if conversation.document:
+                stored = stored[:MOST_PIECES]
+                group = split_document(group[0], settings.max_tokens)[:MOST_PIECES]
+                conversation = _beginning(conversation)
             if stored:
                 rendered = {example.key.part: example for example in group}
                 found += [_as_trained(number, conversation, each, rendered.get(each.key.part)) for each in stored]
@@ -96,6 +103,13 @@ def chosen_examples(settings: RunSettings, data: RunData, choice: Choice) -> lis
                 why = _why_absent(settings, data, conversation, group)
                 found += [ChosenExample(number, conversation, example, (why,), in_run=False) for example in group]
     return found
+
+
+def _beginning(document: Conversation) -> Conversation:
+    text = document.messages[0].text
+    if len(text) <= MOST_CHARACTERS:
+        return document
+    return replace(document, messages=(Message.of("assistant", f"{text[:MOST_CHARACTERS]} …"),))
 
 
 def _stored(data: RunData, entry: int, conversation: Conversation) -> list[RenderedExample]:
