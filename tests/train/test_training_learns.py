@@ -59,17 +59,18 @@ def test_without_the_end_of_turn_it_does_not_stop(tiny_model: Path, tmp_path: Pa
     """The test above would see it: weights of the stop token set to 0, the model runs on."""
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
     settings = recipe(tiny_model, rows, tmp_path / "run", **{**OVERFIT, **KINDS["float32"]})
-    original = recipe_data.render_entries
+    original = recipe_data.find_tokens
 
-    def without_end(settings: Any, template: Any, sources: Any) -> Any:
-        rendered = original(settings, template, sources)
-        store = rendered.store
+    def without_end(settings: Any, template: Any, *rest: Any) -> Any:
+        tokens = original(settings, template, *rest)
+        store = tokens.rendered.store
         ends = np.isin(store.ids, template.stop_ids) & (store.weights > 0)
         assert ends.sum() == len(store), "one trained end of turn a conversation"
-        return replace(rendered, store=store.with_weights(np.where(ends, 0, store.weights)))
+        changed = store.with_weights(np.where(ends, 0, store.weights))
+        return replace(tokens, rendered=replace(tokens.rendered, store=changed))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_data, "render_entries", without_end)
+        patch.setattr(recipe_data, "find_tokens", without_end)
         run = train(settings, {"rows": ROWS})
     template = run.data.text.template
     prompts = [template.render_prompt(Conversation((Message.of("user", question),))) for question in PAIRS]
