@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from chatwright.batches.loader import StepBatches
-from chatwright.conversations import files, row_ranges
+from chatwright.conversations import files, row_ranges, sampled_fingerprint, sources
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.errors import CheckpointError, ConfigError, DataError
 from chatwright.inspection.ledger import Stage
@@ -83,6 +83,18 @@ def test_every_example_is_in_one_pack_of_its_window(tiny_model: Path, rows: Path
     assert set(counts) == set(range(60)) and max(counts.values()) - min(counts.values()) <= 1
     total = sum((Counter(reader.ledger.rows(s) for s in [Stage.KEPT]) for reader in readers), Counter())
     assert sum(rows * times for rows, times in total.items()) >= 180
+
+
+def test_windows_are_shuffled_apart(tiny_model: Path) -> None:
+    """Windows of equal rows, of which only the random order of examples and packs can differ; none where it's off."""
+    rows = conversations(1) * 300
+    for shuffle, orders in ((True, 6), (False, 1)):
+        data = build_stream(streamed(tiny_model, [], packing={"shuffle": shuffle}), {"alike": rows})
+        dealers = data.job.dealers([[None] * 3])
+        starts = [each.start for each in data.position.readers]
+        readers = [logical_reader.LogicalReader(n, data.job, dealers, start) for n, start in enumerate(starts)]
+        found = {tuple(reader.next_window().units.members.tolist()) for reader in readers for _ in range(2)}
+        assert len(found) == orders
 
 
 def test_blocks_are_dealt_once_and_come_back_after_a_stop(tmp_path: Path) -> None:
@@ -240,6 +252,23 @@ def test_an_endless_source_goes_on_where_it_was(tiny_model: Path) -> None:
     assert plain(steps + all_steps(resumed, start=3)) == plain(
         all_steps(build_stream(settings, {"endless": endless()}))
     )
+
+
+def test_hub_sets_are_fetched_as_they_are_read(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `hub_mode` says: the set is never downloaded whole, and its commit is part of the run's identity."""
+    asked: list[str] = []
+
+    def rows_of(name: str, mode: str) -> Iterator[dict[str, Any]]:
+        asked.append(f"{name} {mode}")
+        return endless(3000)
+
+    monkeypatch.setattr(sources, "hub_rows", rows_of)
+    monkeypatch.setattr(sampled_fingerprint, "hub_commit", lambda name: "c0ffee")
+    settings = streamed(tiny_model, [{"path": "hub:owner/name/train"}], 4)
+    data = build_stream(settings)
+    assert len(all_steps(data)) == 4 and set(asked) == {"hub:owner/name/train streaming"}
+    monkeypatch.setattr(sampled_fingerprint, "hub_commit", lambda name: "decaf")
+    assert build_stream(settings).identity()["data"] != data.identity()["data"]
 
 
 def test_an_iterator_that_ends_is_an_error(tiny_model: Path) -> None:
