@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 
 from chatwright.conversations import documents
+from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.schema import Document
 from chatwright.errors import ConfigError, DataError
 from chatwright.inspection.ledger import Stage
+from chatwright.preparation.streamed_rows import stream_entry
 from chatwright.recipes.data import RunData, build_data, prepare_text
 from chatwright.recipes.planning import plan_run
 from chatwright.recipes.rendering import data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.selftest.laws import check_recipe
+from chatwright.selftest.outcome import Status
 from chatwright.settings import build
+from chatwright.templates.base import TrainOn
 from shared_files import shared
-from training_runs import conversations, recipe, write_rows
+from training_runs import CPU, conversations, recipe, write_rows
 
 PARAGRAPHS = [f"The river {number} is behind the hill.\nIt is a colour, " + "blue " * number for number in range(20)]
 
@@ -180,6 +185,25 @@ def test_real_books_lose_no_token(tiny_model: Path, tmp_path: Path) -> None:
     (document,) = documents.scan_texts(entry["path"])
     assert list(read_back(data).values()) == [document.value.text]
     data.ledger.check()
+
+
+def test_text_streams_from_any_row_on(tiny_model: Path, book: Path) -> None:
+    entry = build(DataSettings, {"path": str(book), "text_by": "paragraph", "start": 2, "step": 3}, "entry")
+    streamed = stream_entry(entry, "book", 0, TrainOn.ASSISTANT, 1)
+    assert streamed.work.format == "text"
+    rows = [row for part in streamed.parts for row in part(2)]
+    assert [row.value.text for row in rows] == PARAGRAPHS[2::3][2:]
+
+
+def test_the_laws_hold_on_pieces_of_text(tiny_model: Path, book: Path) -> None:
+    chat = write_rows(book.parent / "chat.jsonl", conversations(4))
+    for data, applies in (([{"path": str(book)}], False), ([{"path": str(book)}, {"path": str(chat)}], True)):
+        settings = recipe(tiny_model, None, book.parent / "run", data=data, max_tokens=80)
+        report = check_recipe(settings, CPU)
+        status = {outcome.name: outcome.status for outcome in report.outcomes}
+        assert Status.BROKEN not in status.values(), report.outcomes
+        assert status["labels"] == Status.HOLDS
+        assert (status["serving"] == Status.HOLDS) is applies
 
 
 # Preferences

@@ -57,7 +57,10 @@ def read_file(path: DataFile) -> Iterator[RawRow]:
     kind = file_kind(path.name)
     if kind is None:
         ending = Path(path.name).suffix
-        raise DataError(f"unknown file type {ending!r}", source=str(path), hint=f"known: {', '.join(READERS)}")
+        hint = f"known: {', '.join(READERS)}"
+        if is_text_file(path.name):
+            hint = "it is plain text: a recipe's data entry trains on it as it is (format: text)"
+        raise DataError(f"unknown file type {ending!r}", source=str(path), hint=hint)
     try:
         yield from READERS[kind](path)
     except reading_errors() as error:

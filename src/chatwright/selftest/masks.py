@@ -51,6 +51,8 @@ def expected_weights(context: Context, member: int, ids: list[int]) -> dict[int,
     """Position → weight of the tokens that an example must train: the engine is played over it, no mask is read."""
     template, policy = context.text.template, context.sample.policies[member]
     conversation = context.sample.by_example[member]
+    if conversation.document:
+        return dict.fromkeys(range(1, len(ids)), 1.0)
     arranged = template.arranged(conversation)
     weights = turn_weights(arranged.messages, policy, arranged)
     part = context.sample.data.store.key(member).part

@@ -14,7 +14,7 @@ from chatwright.inference.responder import make_engine
 from chatwright.inference.sampling import SamplingSettings, chosen_log_probs
 from chatwright.models.transformer import CausalLM
 from chatwright.selftest.context import Context
-from chatwright.selftest.outcome import LawOutcome, bound_for, judged, waived
+from chatwright.selftest.outcome import LawOutcome, bound_for, judged, not_applicable, waived
 from chatwright.selftest.teacher import Teacher
 from chatwright.templates.laws import play_engine
 from chatwright.train.objectives import next_token_nll
@@ -41,6 +41,9 @@ def serving_laws(context: Context) -> list[LawOutcome]:
     members = list(dict.fromkeys(context.sample.members))
     examples = [context.sample.data.store.example(member)[0].tolist() for member in members]
     replies = _known_replies(context, members, examples)
+    if not replies:
+        reason = "no example holds a reply: plain text is never asked for"
+        return [not_applicable("serving", LOG_PROBS, reason), not_applicable("first token", FIRST_TOKEN, reason)]
     return [_log_prob_law(context, model, members, examples, replies), _first_token_law(context, model, replies)]
 
 
@@ -49,7 +52,10 @@ def _known_replies(context: Context, members: Sequence[int], examples: Sequence[
     template = context.text.template
     found: dict[tuple[int, ...], KnownReply] = {}
     for number, (member, ids) in enumerate(zip(members, examples, strict=True)):
-        arranged = template.arranged(context.sample.by_example[member])
+        conversation = context.sample.by_example[member]
+        if conversation.document:
+            continue
+        arranged = template.arranged(conversation)
         for turn, played in play_engine(template, arranged, ids).items():
             prompt = template.render_prompt(_before(arranged, turn))
             drawn = tuple(played.written[: _drawn(ids, played.written, template.stop_ids)])
