@@ -15,7 +15,6 @@ from chatwright.recipes.planned_sources import PlannedSource, planned_sources
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.streaming import TrainingData
 
-
 SKIPPED_SHOWN = 5
 """Bad rows of an entry that are named; the ledger counts all."""
 
