@@ -91,6 +91,25 @@ def plan(
     run_plan(recipe, _without_contaminated(set_, drop_contaminated), as_json)
 
 
+@app.command()
+def prepare(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or a shipped name.")],
+    set_: Overrides = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that render.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Render in a Ray cluster: its address, auto, or local for one here.")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Keep the tokens there, too: s3://bucket/tokens.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the tokens of a recipe ahead of training, or say where they are."""
+    from chatwright.cli.prepare import run_prepare
+
+    chosen = {"workers": workers, "ray": ray, "store": to}
+    given = [f"preparation.{name}={value}" for name, value in chosen.items() if value is not None]
+    run_prepare(recipe, [*(set_ or []), *given], as_json)
+
+
 @app.command("import-recipe")
 def import_recipe(
     config: Annotated[str, typer.Argument(help="A training file of LLaMA-Factory, TRL or Axolotl.")],

@@ -28,6 +28,7 @@ from chatwright.preparation.assemble import Load, Rendered, assemble
 from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, write_account
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.marks import ContaminationCheck
+from chatwright.preparation.ray_shards import make_shards_with_ray
 from chatwright.preparation.rows import RowFacts, named_rows, prepare_rows
 from chatwright.preparation.shards import has_shard, make_shard, read_shard, shard_rows, split_entry
 from chatwright.preparation.work import EntryWork, PreparationSettings, RenderWork, Shard
@@ -195,7 +196,7 @@ def _by_crew(job: _Job, settings: PreparationSettings, folder: Path, key: str, c
     if crew.is_first:
         shutil.rmtree(store, ignore_errors=True)
     if crew.is_main:
-        _tell_rate(rendered, time.monotonic() - began, _workers(settings, crew) * crew.size)
+        _tell_rate(rendered, time.monotonic() - began, settings, crew)
     return rendered
 
 
@@ -275,7 +276,7 @@ def _sharded(job: _Job, settings: PreparationSettings, folder: Path, key: str) -
     _make_share(job, settings, store, Crew())
     rendered = _kept(job, job.from_shards(store), folder, key)
     shutil.rmtree(store, ignore_errors=True)
-    _tell_rate(rendered, time.monotonic() - began, _workers(settings, Crew()))
+    _tell_rate(rendered, time.monotonic() - began, settings, Crew())
     return rendered
 
 
@@ -287,9 +288,12 @@ def _make_share(job: _Job, settings: PreparationSettings, store: Path, crew: Cre
     """
     store.mkdir(parents=True, exist_ok=True)
     shards = [shard for entry in job.entries for shard in entry.shards]
-    mine = [shard for shard in shards[crew.rank :: crew.size] if not has_shard(store, shard.name)]
+    mine = shards[crew.rank :: crew.size]
+    if settings.ray:  # a cluster is asked by one process of a machine
+        mine = shards if crew.is_first else []
+    mine = [shard for shard in mine if not has_shard(store, shard.name)]
     try:
-        _make(mine, Start(job.render, store, job.check), job.template, _workers(settings, crew), crew)
+        _make(mine, Start(job.render, store, job.check), job.template, settings, crew)
     except _Stopped:
         return  # that process tells of it when all meet
     except UserError:
@@ -302,8 +306,9 @@ def _workers(settings: PreparationSettings, crew: Crew) -> int:
     return max(1, (settings.workers or num_cores()) // crew.size)
 
 
-def _make(shards: Sequence[Shard], start: Start, template: Template, workers: int, crew: Crew) -> None:
-    """Make shards here or with workers, with a progress bar in rows."""
+def _make(shards: Sequence[Shard], start: Start, template: Template, settings: PreparationSettings, crew: Crew) -> None:
+    """Make shards here, with workers or in a Ray cluster, with a progress bar in rows."""
+    workers = _workers(settings, crew)
     with _progress(shown=crew.is_main) as advance:
 
         def done(facts: RowFacts) -> None:
@@ -311,6 +316,9 @@ def _make(shards: Sequence[Shard], start: Start, template: Template, workers: in
             if crew.size > 1 and (start.folder / _STOP).exists():
                 raise _Stopped
 
+        if settings.ray:
+            make_shards_with_ray(shards, start, settings.ray, settings.workers, done)
+            return
         if min(workers, len(shards)) > 1:
             make_shards(shards, start, workers, done)
             return
@@ -339,12 +347,13 @@ def _progress(shown: bool = True) -> Iterator[Callable[[int], None]]:
         line.stop()
 
 
-def _tell_rate(rendered: Rendered, seconds: float, workers: int) -> None:
+def _tell_rate(rendered: Rendered, seconds: float, settings: PreparationSettings, crew: Crew) -> None:
     if seconds < SLOW_SECONDS:
         return
+    made_by = f"Ray ({settings.ray})" if settings.ray else f"{_workers(settings, crew) * crew.size} workers"
     rows = sum(entry.num_rows for entry in rendered.entries)
     tokens = rendered.store.num_tokens + rendered.heldout.num_tokens
     note(
         f"prepared {rows:,} rows, {tokens:,} tokens in {duration(seconds)}: {rows / seconds:,.0f} rows/s, "
-        f"{tokens / seconds:,.0f} tokens/s with {workers} workers"
+        f"{tokens / seconds:,.0f} tokens/s with {made_by}"
     )

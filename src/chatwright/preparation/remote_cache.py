@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chatwright.console import note
-from chatwright.conversations.stores import OBJECT_STORES, connect, driver_errors
+from chatwright.conversations.stores import OBJECT_STORES, connect, store_errors
 from chatwright.errors import UserError
 from chatwright.preparation.assemble import Rendered
 from chatwright.preparation.cache import aside_of, install, read_rendered
@@ -59,7 +59,7 @@ class RemoteCache:
                 return rendered
         except (FileNotFoundError, _Damage) as error:
             problem = _reason(error)
-        except (UserError, OSError, *driver_errors()) as error:
+        except _troubles() as error:
             note(f"the tokens can't be fetched from {self.place}, so they are made here: {_reason(error)}")
             return None
         finally:
@@ -82,7 +82,7 @@ class RemoteCache:
                 store.put_file(str(path), f"{root}/{name}")
             with store.open(f"{root}/{MANIFEST}", "wb") as file:
                 file.write(json.dumps({"version": VERSION, "key": self.key, "files": wanted}).encode())
-        except (UserError, OSError, *driver_errors()) as error:
+        except _troubles() as error:
             note(f"the tokens can't be put into {self.place}: {_reason(error)}")
             return False
         note(f"the tokens are in {self.place}")
@@ -101,6 +101,10 @@ class RemoteCache:
             self._damaged = True
             return None
         return None if any(_leads_out(name) for name in files) else files
+
+
+def _troubles() -> tuple[type[Exception], ...]:
+    return (UserError, *store_errors())
 
 
 def _leads_out(name: str) -> bool:

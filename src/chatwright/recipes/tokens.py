@@ -60,25 +60,26 @@ def find_tokens(
     began, crew = time.monotonic(), crew or Crew()
     key = None if sources is not None else crew.found_alike(lambda: data_fingerprint(settings, template))
     if key is None:
-        return RecipeTokens(crew.together(lambda: render_entries(settings, template, sources)), "made")
+        rendered = crew.together(lambda: render_entries(settings, template, sources))
+        return RecipeTokens(rendered, "made", seconds=time.monotonic() - began)
     folder = cache_folder() / "tokens" / key[:32]
     url = settings.preparation.store
     remote = RemoteCache(url, key) if url else None
     origin: Origin = "cache"
-    rendered = read_rendered(folder, key)
+    found = read_rendered(folder, key)
     if remote:
-        if not crew.machine_has(rendered is not None):
+        if not crew.machine_has(found is not None):
             origin = "store"
             if crew.is_first:
                 remote.fetch(folder)
         crew.meet(set())
-        rendered = rendered or read_rendered(folder, key)
-    if not crew.all_of(rendered is not None) or rendered is None:
+        found = found or read_rendered(folder, key)
+    if not crew.all_of(found is not None) or found is None:
         origin = "made"
         where = {"text_folder": text_folder, "folder": folder}
-        rendered = render_entries(settings, template, None, **where, key=key, crew=crew)
+        found = render_entries(settings, template, None, **where, key=key, crew=crew)
     seconds, uploaded = time.monotonic() - began, False
     if remote and crew.is_main and folder.is_dir() and (origin == "made" or upload_found):
         uploaded = origin == "store" or remote.upload(folder)
     crew.meet(set())
-    return RecipeTokens(rendered, origin, folder, seconds, uploaded)
+    return RecipeTokens(found, origin, folder, seconds, uploaded)
