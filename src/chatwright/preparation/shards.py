@@ -30,11 +30,12 @@ from chatwright.preparation.work import EntryWork, RenderWork, Shard
 from chatwright.templates.base import Template
 
 
-def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard]:
+def split_entry(work: EntryWork, number: int, rows_per_shard: int, *, unread: bool = False) -> list[Shard]:
     """The shards of a data entry that has a path.
 
     Args:
         number: the entry's place in the recipe, part of the shards' names.
+        unread: see `split_source`.
 
     Raises:
         DataError: there is no such source.
@@ -42,7 +43,7 @@ def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard
     entry = work.entry
     path, start = entry.path or "", entry.start or 0
     if entry.is_text:
-        ranges = split_texts(path, rows_per_shard, start, entry.stop, entry.step)
+        ranges = split_texts(path, rows_per_shard, start, entry.stop, entry.step, unread=unread)
         return _named(ranges, work, number)
     whole = start == 0 and entry.stop is None and entry.step == 1
     if entry.format not in REGROUPINGS and is_url(path) and whole:
@@ -50,7 +51,7 @@ def split_entry(work: EntryWork, number: int, rows_per_shard: int) -> list[Shard
     elif entry.format in REGROUPINGS or not is_local(path):
         ranges = [RowRange((path,), start, entry.stop, entry.step)]
     else:
-        ranges = split_source(path, rows_per_shard, start, entry.stop, entry.step)
+        ranges = split_source(path, rows_per_shard, start, entry.stop, entry.step, unread=unread)
     return _named(ranges, work, number)
 
 

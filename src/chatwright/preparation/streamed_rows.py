@@ -15,18 +15,15 @@ from typing import Any, NamedTuple
 
 from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
 from chatwright.conversations.data_settings import DataSettings
-from chatwright.conversations.documents import split_texts
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.hub import HUB_PREFIX
-from chatwright.conversations.regrouping import REGROUPINGS
-from chatwright.conversations.row_ranges import RowRange, split_source
 from chatwright.conversations.schema import Conversation
-from chatwright.conversations.sources import is_local, memory_rows
+from chatwright.conversations.sources import memory_rows
 from chatwright.errors import DataError
 from chatwright.packing.shuffling import permutation
 from chatwright.preparation.prepare import entry_format
 from chatwright.preparation.rows import named_rows
-from chatwright.preparation.shards import shard_rows
+from chatwright.preparation.shards import shard_rows, split_entry
 from chatwright.preparation.work import EntryWork, Shard
 from chatwright.tasks.registry import make_task
 from chatwright.templates.base import TrainOn
@@ -87,7 +84,8 @@ def stream_entry(entry: DataSettings, name: str, number: int, train_on: TrainOn,
     if (entry.path or "").startswith(HUB_PREFIX):
         entry = entry.model_copy(update={"hub_mode": "streaming"})
     draft = EntryWork(entry, name, entry.format, train_on, streamed=True)
-    parts = tuple(partial(_range_rows, draft, rows) for rows in _ranges(entry))
+    shards = split_entry(draft, number, ROWS_PER_PART, unread=True)
+    parts = tuple(partial(_rows_behind, shard) for shard in shards)
     work = replace(draft, format=entry_format(entry, _head(parts, entry.path or "")))
     return StreamedEntry(work, parts, number, weight)
 
@@ -112,19 +110,10 @@ def given_stream(rows: Any, name: str, number: int, train_on: TrainOn) -> Stream
     return StreamedEntry(work, (part,), number)
 
 
-def _ranges(entry: DataSettings) -> list[RowRange]:
-    """The parts of a source, found without reading its rows."""
-    path, start = entry.path or "", entry.start or 0
-    if entry.is_text:
-        return split_texts(path, ROWS_PER_PART, start, entry.stop, entry.step, unread=True)
-    if entry.format in REGROUPINGS or not is_local(path):
-        return [RowRange((path,), start, entry.stop, entry.step)]
-    return split_source(path, ROWS_PER_PART, start, entry.stop, entry.step, unread=True)
-
-
-def _range_rows(work: EntryWork, rows: RowRange, skip: int) -> Iterator[RawRow]:
-    rest = replace(rows, first=rows.first + skip * rows.step)
-    return iter(()) if rest.stop is not None and rest.first >= rest.stop else shard_rows(Shard("", work, rest))
+def _rows_behind(shard: Shard, skip: int) -> Iterator[RawRow]:
+    rest = replace(shard.rows, first=shard.rows.first + skip * shard.rows.step)
+    if rest.stop is None or rest.first < rest.stop:
+        yield from shard_rows(replace(shard, rows=rest))
 
 
 def _head(parts: Sequence[Part], source: str) -> list[RawRow]:
