@@ -20,7 +20,7 @@ from chatwright.errors import CheckpointError, ConfigError, DataError
 from chatwright.inspection.ledger import Stage
 from chatwright.preparation import logical_reader, streamed_rows
 from chatwright.preparation.streamed_rows import Dealer, given_stream, stream_entry
-from chatwright.recipes.data import build_data
+from chatwright.recipes.data import build_data, build_planned
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.streaming import StreamedData, build_stream
 from chatwright.runtime import Runtime
@@ -377,3 +377,23 @@ def test_streaming_is_true_false_or_settings(tiny_model: Path, rows: Path) -> No
     by_tokens = recipe(tiny_model, rows, Path("out"), streaming={"max_tokens": 5000}, packing={"packs_per_step": 2})
     assert by_tokens.stream_steps == 5000 // 512
     assert isinstance(build_data(settings), StreamedData)
+
+
+def test_texts_are_streamed_too(tiny_model: Path, tmp_path: Path) -> None:
+    """Paragraphs of a text file and a field of JSON lines, as in preparation: the same examples, and resumed."""
+    words = [f"Chapter {n}. " + "A bird can fly. " * (n % 7 + 1) for n in range(40)]
+    (tmp_path / "book.txt").write_text("\n\n".join(words))
+    write_rows(tmp_path / "web.jsonl", [{"text": text} for text in words])
+    for entry in (
+        {"path": str(tmp_path / "book.txt"), "text_by": "paragraph"},
+        {"path": str(tmp_path / "web.jsonl"), "format": "text"},
+    ):
+        settings = streamed(tiny_model, [entry], 5, stage="mid")
+        data = build_stream(settings)
+        steps = all_steps(data)
+        planned = build_planned(recipe(tiny_model, tmp_path, tmp_path, data=[entry], stage="mid"))
+        known = {key: planned.store.example(n)[0].tolist() for n, key in enumerate(planned.store.keys)}
+        for pack in (pack for step in steps for pack in step.packs):
+            ends = pack.layout.cu_q.tolist()
+            for key, start, stop in zip(pack.keys, *(ends[:-1], ends[1:]), strict=True):
+                assert key is None or known[key] == pack.input_ids[start:stop].tolist()
