@@ -198,13 +198,16 @@ def run_command(*arguments: object, status: int = 0, timeout: float = 240, **env
     return printed
 
 
-def start_ranks(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """The command as `count` ranks on this machine, as torchrun starts them."""
+def start_ranks(count: int, *arguments: object, each: Sequence[Mapping[str, str]] = ()) -> list[subprocess.Popen[str]]:
+    """The command as `count` ranks on this machine, as torchrun starts them; `each` changes a rank's environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [start_command(*arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(count)]
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(count)]
+    return [
+        start_command(*arguments, **{**names, **dict(each[rank] if each else {})}) for rank, names in enumerate(own)
+    ]
 
 
 def finish_ranks(ranks: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
