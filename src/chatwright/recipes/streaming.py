@@ -154,7 +154,8 @@ def build_stream(
     folder = str(text.resolved.text_folder)
     template = text.template
     render = RenderWork(folder, template.settings, settings.max_tokens, settings.overflow, settings.train.seed)
-    job = StreamJob(entries, render, template, settings.packing, streaming, contamination_check(settings))
+    check = (crew or Crew()).together(lambda: contamination_check(settings))
+    job = StreamJob(entries, render, template, settings.packing, streaming, check)
     dealt = [streaming.readers, ROWS_PER_BLOCK, ROWS_PER_PART]
     identity = {
         "plan": cache_key(dealt=dealt, packing=settings.packing.model_dump(mode="json"), steps=num_steps),
