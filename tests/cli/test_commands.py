@@ -125,6 +125,8 @@ BAD = [
     (("inspect", "binary.jsonl", "--model", "model"), "binary.jsonl"),
     (("inspect", "empty.jsonl", "--model", "model"), "no rows"),
     (("inspect", "good.jsonl", "--model", "model", "--rows", "x:2"), "is no row (7) and no range"),
+    (("inspect", "good.jsonl", "--model", "model", "--rows", "5:2"), "'5:2' holds no row"),
+    (("inspect", "good.jsonl", "--model", "model", "--rows", "3:3"), "'3:3' holds no row"),
     (("chat", "nowhere", "--prompt", "x"), "there is no such model"),
     (("chat", "model", "--prompt", "x", "--temperature=-1"), "temperature"),
     (("trace", "nowhere", "--step", "1"), "holds no run"),

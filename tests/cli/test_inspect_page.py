@@ -64,6 +64,18 @@ def test_lint_points_at_rows_and_the_page_shows_them(command: Command, tmp_path:
     assert "rule empty_reply" in lint and '<a href="#row-chats.jsonl-48"' in lint
 
 
+def test_a_mistake_leaves_no_page_behind(command: Command, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    (tmp_path / "chats.jsonl").write_text('{"messages": 3}\n', encoding="utf-8")
+    assert command("inspect", "recipe.yaml", "--html", "page.html").code == 2
+    assert not (tmp_path / "page.html").exists()
+    (tmp_path / "page.html").write_text("an older page", encoding="utf-8")
+    assert command("inspect", "recipe.yaml", "--html", "page.html").code == 2
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "an older page"
+    assert command("inspect", "recipe.yaml", "--html", "absent/page.html").code == 2
+    assert not (tmp_path / "absent").exists()
+
+
 def test_held_out_and_overlong_rows_are_shown_as_such(command: Command, tmp_path: Path) -> None:
     write_recipe(tmp_path, heldout={"share": 0.25})
     long = {"messages": [{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "yes"}]}

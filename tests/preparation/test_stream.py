@@ -17,8 +17,9 @@ from chatwright.batches.loader import StepBatches
 from chatwright.conversations import files, row_ranges, sampled_fingerprint, sources
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.errors import CheckpointError, ConfigError, DataError
-from chatwright.inspection.ledger import Stage
+from chatwright.inspection.ledger import LedgerError, Stage
 from chatwright.preparation import logical_reader, streamed_rows
+from chatwright.preparation.stream import Stream
 from chatwright.preparation.streamed_rows import Dealer, given_stream, stream_entry
 from chatwright.recipes.data import build_data, build_planned
 from chatwright.recipes.run_settings import RunSettings
@@ -175,6 +176,83 @@ def test_steps_go_on_from_any_position(tiny_model: Path, rows: Path, tmp_path: P
         assert plain(all_steps(resumed, start=start)) == plain(steps[start:])
         assert json.dumps(resumed.loader_state(9)) == states[9][0]
         assert resumed.ledger_after(9).to_dict() == states[9][1]
+
+
+def miscounted_packs(patch: pytest.MonkeyPatch) -> None:
+    """Every pack is counted twice."""
+    original = Stream._counted
+
+    def twice(self: Stream, *given: Any) -> dict[str, tuple[int, int]]:
+        return {name: (2 * rows, 2 * tokens) for name, (rows, tokens) in original(self, *given).items()}
+
+    patch.setattr(Stream, "_counted", twice)
+
+
+def example_lost(patch: pytest.MonkeyPatch) -> None:
+    """The last example of every pack gets lost on the way into a step."""
+    original = Stream._next_unit
+
+    def shorter(self: Stream, number: int) -> list[Any]:
+        packs = original(self, number)
+        return [(store.take(np.arange(len(store) - 1)), owner[:-1]) for store, owner in packs]
+
+    patch.setattr(Stream, "_next_unit", shorter)
+
+
+def pack_skipped(patch: pytest.MonkeyPatch) -> None:
+    """A reader goes on two packs behind the one that it gave."""
+    original = Stream._next_unit
+
+    def skipping(self: Stream, number: int) -> list[Any]:
+        packs = original(self, number)
+        window = self._windows[number]
+        assert window is not None
+        self._used[number] = min(self._used[number] + 1, window.units.num_units)
+        return packs
+
+    patch.setattr(Stream, "_next_unit", skipping)
+
+
+def rows_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A reader loses the rest of the block that it holds, window after window."""
+    original = logical_reader.LogicalReader.next_window
+
+    def losing(self: logical_reader.LogicalReader) -> logical_reader.Window:
+        window = original(self)
+        for table in self._tables:
+            table._store = None
+            table.used = 99
+        return window
+
+    patch.setattr(logical_reader.LogicalReader, "next_window", losing)
+
+
+MISTAKES = [miscounted_packs, example_lost, pack_skipped, rows_forgotten]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda each: each.__name__)
+def test_the_ledger_sees_a_mistake(
+    tiny_model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Each count of the account is taken at a place of its own: what one place does wrong, the sums show."""
+    mistake(monkeypatch)
+    data = build_stream(streamed(tiny_model, [{"path": str(rows)}], 9))
+    with pytest.raises(LedgerError):
+        for step in data.steps(0, Runtime(CPU), None):
+            data.ledger_after(step.step + 1).check(finished=step.step == 8)
+
+
+def test_a_position_that_claims_more_than_was_read_is_found(tiny_model: Path, rows: Path) -> None:
+    data = build_stream(streamed(tiny_model, [{"path": str(rows)}]))
+    stream = Stream(data.job, data.position)
+    for _ in range(3):
+        stream.next_step()
+    stream.close()
+    stream.position.ledger().check()
+    assert stream.position.ledger().rows(Stage.UNPLACED) > 0
+    packed = {name: (rows + 100_000, tokens) for name, (rows, tokens) in stream.position.packed.items()}
+    with pytest.raises(LedgerError):
+        replace(stream.position, packed=packed).ledger().check()
 
 
 def test_changed_rows_are_refused_before_a_step(tiny_model: Path, rows: Path) -> None:

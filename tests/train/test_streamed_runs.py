@@ -15,13 +15,14 @@ from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.cli.plan import run_plan
 from chatwright.cli.train import run_train
 from chatwright.errors import CheckpointError, ConfigError
-from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.inspection.ledger import Ledger, LedgerError, Stage
 from chatwright.packing.by_tokens import PackByTokens
 from chatwright.preparation import logical_reader, streamed_rows
 from chatwright.preparation.stream import Stream, StreamPosition
 from chatwright.recipes.data import build_planned
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.train.hooks import Hook, StepRecord
+from chatwright.train.trainer import Trainer
 from training_runs import (
     checkpoint_tensors,
     conversations,
@@ -149,8 +150,23 @@ def test_the_comparison_sees_a_mistake(
     with pytest.raises(Crash):
         train(settings, hooks=[CrashAfter(10)])
     mistake(monkeypatch)
+    with pytest.raises(LedgerError):  # the run's own account sees it, too
+        train(settings, resume=True)
+    monkeypatch.setattr(Ledger, "check", lambda self, **_: None)
     train(settings, resume=True)
     assert any("model.safetensors" in name for name in differing_bits(tmp_path / "wrong", tmp_path / "whole"))
+
+
+def test_the_ledger_is_held_against_what_the_trainer_took(
+    tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer counts on its own: where the two differ by a token, no checkpoint is written."""
+    original = Trainer._one_step
+    monkeypatch.setattr(
+        Trainer, "_one_step", lambda self, step: replace(original(self, step), tokens=step.num_tokens - 1)
+    )
+    with pytest.raises(LedgerError, match="the trainer took"):
+        train(stream_recipe(tiny_model, rows, tmp_path / "run"))
 
 
 def test_readers_decide_the_steps_and_packing_does_not(tiny_model: Path, rows: Path, tmp_path: Path) -> None:

@@ -178,10 +178,13 @@ def parse_rows(text: str) -> tuple[int, int]:
     """`7` → (7, 8); `0:5` → (0, 5).
 
     Raises:
-        ConfigError: neither a number nor a range.
+        ConfigError: neither a number nor a range, or a range without a row.
     """
     start, colon, stop = text.partition(":")
     numbers = [start or "0", stop or ("1000000000" if colon else "")]
     if not numbers[0].isdigit() or (colon and not numbers[1].isdigit()):
         raise ConfigError([f"--rows: {text!r} is no row (7) and no range (0:5)"], source="inspect")
-    return int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1
+    first, last = int(numbers[0]), int(numbers[1]) if colon else int(numbers[0]) + 1
+    if first >= last:
+        raise ConfigError([f"--rows: {text!r} holds no row; the first must be below the last (0:5)"], source="inspect")
+    return first, last

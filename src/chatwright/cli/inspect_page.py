@@ -28,7 +28,7 @@ def write_inspection(settings: RunSettings, wanted: Wanted, page: str, *, title:
         UserError: as `build_planned`; or the named run has no checkpoint, or another template.
         OSError: the page can't be written.
     """
-    Path(page).touch()  # a place that can't be written is found before the work, not behind it
+    _require_writable(Path(page))
     if settings.overflow is Overflow.ERROR:  # the page shows over-long rows in place of stopping at them
         settings = settings.model_copy(update={"overflow": Overflow.DROP})
     data = build_planned(settings)
@@ -45,6 +45,18 @@ def write_inspection(settings: RunSettings, wanted: Wanted, page: str, *, title:
     )
     size = Path(page).stat().st_size
     out().print(f"{page}: {len(chosen):,} examples, {size / 1e6:.1f} MB; open it in a browser", markup=False)
+
+
+def _require_writable(page: Path) -> None:
+    """Find a place that can't be written before the work, not behind it; leave it as it was.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    fresh = not page.exists()
+    page.open("ab").close()
+    if fresh:
+        page.unlink()
 
 
 def _findings(data: RunData, looked: Sequence[LookedEntry]) -> tuple[PageFinding, ...]:

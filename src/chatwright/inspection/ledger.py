@@ -166,10 +166,11 @@ class Ledger:
             finished: the run is over, so all that was packed must have been trained.
 
         Raises:
-            LedgerError: naming each sum that doesn't balance, with the whole table.
+            LedgerError: naming each sum that doesn't balance and each count below zero, with the whole table.
         """
         sums = self.sums(reached=reached, finished=finished)
         problems = [f"{each.source}: {each.unit}: {each.words()}" for each in sums if not each.holds]
+        problems += self.negatives()
         if problems:
             lines = [
                 f"{entry.source} {entry.stage} {entry.rows} rows {entry.tokens} tokens" for entry in self.entries()
@@ -185,6 +186,12 @@ class Ledger:
             last = max(order.index(stage) for name, stage, _ in self._counts if name == source)
             found += self._sums(source, order[: max(last, least) + 1], finished)
         return found
+
+    def negatives(self) -> list[str]:
+        """Every count below zero, in words: with one, all sums could balance and still be wrong."""
+        lines = [(f"{e.source}: {e.stage}{f' ({e.reason})' if e.reason else ''}", e) for e in self.entries()]
+        found = [(name, unit, count) for name, e in lines for unit, count in (("rows", e.rows), ("tokens", e.tokens))]
+        return [f"{name}: {count:,} {unit}" for name, unit, count in found if count < 0]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -65,12 +65,13 @@ class EntryCursor:
 
     Args:
         place: the newest block that it was dealt, None before the first. used: that block's examples used so far.
-        drawn: rows drawn so far.
+        drawn: rows drawn so far. left: that block's examples that are left, and their tokens.
     """
 
     place: Place | None = None
     used: int = 0
     drawn: int = 0
+    left: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,12 @@ class ReaderState:
     def from_dict(data: dict[str, Any]) -> ReaderState:
         """What `dataclasses.asdict` gave, read back from JSON."""
         cursors = tuple(
-            EntryCursor(Place(*each["place"]) if each["place"] else None, each["used"], each["drawn"])
+            EntryCursor(
+                Place(*each["place"]) if each["place"] else None,
+                each["used"],
+                each["drawn"],
+                (each["left"][0], each["left"][1]),
+            )
             for each in data["cursors"]
         )
         return ReaderState(data["window"], cursors, data["ledger"])
@@ -98,6 +104,7 @@ class Window:
     Args:
         start: the reader before it. store: its examples. owner: int64 `[n]`, the entry of each.
         units: its packs; steps are made of units. ledger: the reader's account behind it.
+        left: of each entry, what the reader holds behind it: (examples, tokens) that were read for no window so far.
     """
 
     start: ReaderState
@@ -105,6 +112,7 @@ class Window:
     owner: np.ndarray
     units: EpochPacks
     ledger: Ledger
+    left: tuple[tuple[int, int], ...]
 
     def digest(self) -> str:
         """sha256 of the tokens, weights and packs: a window planned anew must give the same."""
@@ -160,7 +168,8 @@ class LogicalReader:
         everything = np.arange(len(store), dtype=np.int64)
         units = PLANNERS[packing.by].pack_epoch(store.lengths, [everything], packing, self.job.render.seed, number)
         self.window += 1
-        return Window(start, store, owner, units, Ledger.from_dict(self.ledger.to_dict()))
+        left = tuple(table.left for table in self._tables)
+        return Window(start, store, owner, units, Ledger.from_dict(self.ledger.to_dict()), left)
 
     def _turn(self) -> int:
         """The entry that is farthest behind its share of the rows drawn."""
@@ -177,10 +186,18 @@ class _Table:
         self.reader, self.entry, self.dealer = reader, entry, dealer
         self.place, self.used, self.drawn = cursor.place, cursor.used, cursor.drawn
         self._store: TokenStore | None = None
+        self._left = cursor.left
 
     @property
     def cursor(self) -> EntryCursor:
-        return EntryCursor(self.place, self.used, self.drawn)
+        return EntryCursor(self.place, self.used, self.drawn, self.left)
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Examples of the block it holds that no window has yet, and their tokens."""
+        if self._store is None:  # not rendered again since the reader stopped
+            return self._left
+        return len(self._store) - self.used, int(self._store.lengths[self.used :].sum())
 
     def next_row(self, most: int) -> TokenStore:
         """The examples of the next row that has any; at most so many, the rest comes next time."""

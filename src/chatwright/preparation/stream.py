@@ -22,6 +22,9 @@ from chatwright.preparation.logical_reader import EntryCursor, LogicalReader, Re
 
 READ_AHEAD = "read, but in no step so far"
 
+Counts = dict[str, tuple[int, int]]
+"""(examples, tokens) by entry."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderPosition:
@@ -29,21 +32,23 @@ class ReaderPosition:
 
     Args:
         digest: of the window, None before the first. ledger: the reader's account behind it.
+        ahead: what the reader has read and given to no step: the window's other units, and what it holds behind it.
     """
 
     start: ReaderState
     used: int = 0
     digest: str | None = None
     ledger: Ledger = field(default_factory=Ledger, compare=False)
+    ahead: Counts = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """Where a run stands before a step; `trained` is what its steps took of each entry: name → (examples, tokens)."""
+    """Where a run stands before a step; `packed` is what its steps took of each entry."""
 
     step: int
     readers: tuple[ReaderPosition, ...]
-    trained: dict[str, tuple[int, int]]
+    packed: Counts
 
     @staticmethod
     def beginning(job: StreamJob) -> StreamPosition:
@@ -54,7 +59,7 @@ class StreamPosition:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         readers = [{"start": asdict(each.start), "used": each.used, "digest": each.digest} for each in self.readers]
-        return {"step": self.step, "readers": readers, "trained": {k: list(v) for k, v in self.trained.items()}}
+        return {"step": self.step, "readers": readers, "packed": {k: list(v) for k, v in self.packed.items()}}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> StreamPosition:
@@ -63,20 +68,18 @@ class StreamPosition:
             ReaderPosition(ReaderState.from_dict(each["start"]), each["used"], each["digest"])
             for each in data["readers"]
         )
-        trained = {name: (rows, tokens) for name, (rows, tokens) in data["trained"].items()}
-        return StreamPosition(data["step"], tuple(readers), trained)
+        packed = {name: (rows, tokens) for name, (rows, tokens) in data["packed"].items()}
+        return StreamPosition(data["step"], tuple(readers), packed)
 
     def ledger(self) -> Ledger:
-        """The account of all that was read for the steps so far; what is in none of them is unplaced."""
+        """The account of all that was read for the steps so far: each count is of its own, so that sums can fail."""
         total = Ledger()
         for reader in self.readers:
             total.merge(reader.ledger)
-        for name in dict.fromkeys(entry.source for entry in total.entries()):
-            rows, tokens = self.trained.get(name, (0, 0))
-            kept, kept_tokens = total.rows(Stage.KEPT, name), total.tokens(Stage.KEPT, name)
+            for name, (rows, tokens) in reader.ahead.items():
+                total.count(name, Stage.UNPLACED, rows, tokens, READ_AHEAD)
+        for name, (rows, tokens) in self.packed.items():
             total.count(name, Stage.PACKED, rows, tokens)
-            total.count(name, Stage.UNPLACED, kept - rows, kept_tokens - tokens, READ_AHEAD)
-            total.count(name, Stage.TRAINED, rows, tokens)
         return total
 
 
@@ -97,15 +100,17 @@ class Stream:
         self._used = [each.used for each in at.readers]
         self._digests: list[str | None] = [None] * len(self.readers)
         self._next: list[Future[Window]] = [self._thread.submit(reader.next_window) for reader in self.readers]
-        self._trained = dict(at.trained)
+        self._packed = dict(at.packed)
         self._expected = {number: each.digest for number, each in enumerate(at.readers) if each.digest is not None}
 
     def windows(self) -> list[Window]:
         """Every reader's current window."""
         return [self._window(number) for number in range(len(self.readers))]
 
-    def next_step(self) -> tuple[TokenStore, PackPlan]:
-        """The examples of the next step, and its packs as a plan of one step; moves `position` behind it.
+    def next_step(self) -> tuple[TokenStore, PackPlan, np.ndarray]:
+        """The next step: its examples, its packs as a plan of one step, and int64 `[n]`, the entry of each example.
+
+        Moves `position` behind it.
 
         Raises:
             DataError: see `LogicalReader.next_window`.
@@ -114,7 +119,8 @@ class Stream:
         units = PLANNERS[self.job.packing.by].units_per_step(self.job.packing)
         first = self.position.step * units
         parts = [self._next_unit(unit % len(self.readers)) for unit in range(first, first + units)]
-        packs = [pack for unit in parts for pack in unit]
+        packs = [pack for unit in parts for pack, _ in unit]
+        owner = np.concatenate([each for unit in parts for _, each in unit])
         store = concatenate(packs)
         plan = PackPlan(
             members=np.arange(len(store), dtype=np.int64),
@@ -125,8 +131,8 @@ class Stream:
             num_examples=len(store),
             tokens_per_pack=self.job.packing.tokens_per_pack,
         )
-        self.position = StreamPosition(self.position.step + 1, self._positions(), dict(self._trained))
-        return store, plan
+        self.position = StreamPosition(self.position.step + 1, self._positions(), dict(self._packed))
+        return store, plan, owner
 
     def close(self) -> None:
         """Stop reading; waits for the window that is being made."""
@@ -157,8 +163,8 @@ class Stream:
                 )
         self._expected = {}
 
-    def _next_unit(self, number: int) -> list[TokenStore]:
-        """The packs of a reader's next unit."""
+    def _next_unit(self, number: int) -> list[tuple[TokenStore, np.ndarray]]:
+        """The packs of a reader's next unit, each with its examples' entries."""
         window = self._window(number)
         if self._used[number] == window.units.num_units:
             window, self._used[number] = self._advance(number), 0
@@ -168,16 +174,18 @@ class Stream:
         bounds = packs.pack_starts[packs.unit_starts[place] : packs.unit_starts[place + 1] + 1]
         members = [packs.members[start:stop] for start, stop in pairwise(bounds)]
         for each in members:
-            self._count(window, each)
-        return [window.store.take(each) for each in members]
+            add_counts(self._packed, self._counted(window, each))
+        return [(window.store.take(each), window.owner[each]) for each in members]
 
-    def _count(self, window: Window, members: np.ndarray) -> None:
-        lengths = window.store.lengths
-        for entry in np.unique(window.owner[members]).tolist():
-            own = members[window.owner[members] == entry]
-            name = self.job.entries[entry].work.name
-            rows, tokens = self._trained.get(name, (0, 0))
-            self._trained[name] = (rows + len(own), tokens + int(lengths[own].sum()))
+    def _counted(self, window: Window, members: np.ndarray) -> Counts:
+        return counts_by_entry(self.job, window.owner[members], window.store.lengths[members])
+
+    def _ahead(self, window: Window, used: int) -> Counts:
+        """What a reader has read behind the first so many units of a window."""
+        packs = window.units
+        ahead = self._counted(window, packs.members[packs.pack_starts[packs.unit_starts[used]] :])
+        held = zip(self.job.entries, window.left, strict=True)
+        return add_counts(ahead, {entry.work.name: left for entry, left in held})
 
     def _positions(self) -> tuple[ReaderPosition, ...]:
         found = []
@@ -187,5 +195,20 @@ class Stream:
                 continue
             if self._digests[number] is None:
                 self._digests[number] = window.digest()
-            found.append(ReaderPosition(window.start, self._used[number], self._digests[number], window.ledger))
+            used, digest = self._used[number], self._digests[number]
+            found.append(ReaderPosition(window.start, used, digest, window.ledger, self._ahead(window, used)))
         return tuple(found)
+
+
+def counts_by_entry(job: StreamJob, owner: np.ndarray, lengths: np.ndarray) -> Counts:
+    """Counts of examples, given the entry (int64 `[n]`) and the length of each."""
+    own = {entry: lengths[owner == entry] for entry in np.unique(owner).tolist()}
+    return {job.entries[entry].work.name: (len(each), int(each.sum())) for entry, each in own.items()}
+
+
+def add_counts(total: Counts, more: Counts) -> Counts:
+    """`total`, with more added to it."""
+    for name, (rows, tokens) in more.items():
+        before = total.get(name, (0, 0))
+        total[name] = (before[0] + rows, before[1] + tokens)
+    return total

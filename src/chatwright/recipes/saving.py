@@ -23,7 +23,7 @@ from chatwright.checkpoints.manifest import Manifest, manifest_hash, read_manife
 from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
 from chatwright.checkpoints.tensors import TrainingState, save_tensors
 from chatwright.errors import CheckpointError
-from chatwright.inspection.ledger import Ledger
+from chatwright.inspection.ledger import Ledger, LedgerError, Stage
 from chatwright.models.families import config_to_hf
 from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import read_config, save_weights
@@ -103,7 +103,7 @@ class CheckpointWriter:
             supervised_tokens=progress.supervised_tokens,
             optimizer=self.optimizer.state_dict(),
             counters={"progress": _plain(progress), **self.identity, **self.data.loader_state(progress.step)},
-            ledger=self._ledger(progress.step).to_dict(),
+            ledger=self._ledger(progress).to_dict(),
         ).save(folder)
 
     def _config(self) -> dict[str, object]:
@@ -118,10 +118,17 @@ class CheckpointWriter:
         dtype = str(next(iter(self.optimizer.master_state().values())).dtype).removeprefix("torch.")
         return {**config, **tokens, "eos_token_id": stop if len(stop) != 1 else stop[0], "dtype": dtype}
 
-    def _ledger(self, step: int) -> Ledger:
-        """The data's ledger with what the finished steps trained."""
-        ledger = self.data.ledger_after(step)
-        ledger.check(finished=step == self.data.num_steps)
+    def _ledger(self, progress: Progress) -> Ledger:
+        """The data's ledger with what the finished steps trained.
+
+        Raises:
+            LedgerError: its sums don't balance, or it says otherwise than the trainer, which counts on its own.
+        """
+        ledger = self.data.ledger_after(progress.step)
+        ledger.check(finished=progress.step == self.data.num_steps)
+        counted = ledger.tokens(Stage.TRAINED)
+        if counted != progress.tokens:
+            raise LedgerError(f"the ledger counts {counted:,} tokens as trained, the trainer took {progress.tokens:,}")
         return ledger
 
     def _manifest(self, progress: Progress) -> Manifest:

@@ -13,10 +13,10 @@ from chatwright.batches.token_store import TokenStore
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.sampled_fingerprint import sampled_fingerprint
 from chatwright.errors import ConfigError
-from chatwright.inspection.ledger import Ledger
+from chatwright.inspection.ledger import Ledger, Stage
 from chatwright.preparation.logical_reader import StreamJob, Window
 from chatwright.preparation.prepare import Crew
-from chatwright.preparation.stream import Stream, StreamPosition
+from chatwright.preparation.stream import Counts, Stream, StreamPosition, add_counts, counts_by_entry
 from chatwright.preparation.streamed_rows import (
     ROWS_PER_BLOCK,
     ROWS_PER_PART,
@@ -50,6 +50,7 @@ class StreamedData:
         self.text, self.job, self.num_steps, self.heldout = text, job, num_steps, heldout
         self.entries = tuple(EntryInfo(each.work.name, each.work.format, 0) for each in job.entries)
         self.position = StreamPosition.beginning(job)
+        self._trained: Counts = {}
         self._identity = identity
         self._stream: Stream | None = None
 
@@ -86,33 +87,39 @@ class StreamedData:
             return
         stream, self._stream = self._opened(), None
 
-        def make(step: int) -> tuple[StepBatches, StreamPosition]:
-            store, plan = stream.next_step()
+        def make(step: int) -> tuple[StepBatches, StreamPosition, Counts]:
+            store, plan, owner = stream.next_step()
             ranks = (runtime.rank, runtime.world_size)
             batches = step_batches(store, plan, 0, *ranks, pad_to=pad_to, pad_multiple=FAST_MULTIPLE)
-            return pinned_for(replace(batches, step=step), runtime.device), stream.position
+            counts = counts_by_entry(self.job, owner, store.lengths)
+            return pinned_for(replace(batches, step=step), runtime.device), stream.position, counts
 
         try:
-            for batches, position in made_ahead(make, range(start, self.num_steps), STEPS_AHEAD):
+            for batches, position, counts in made_ahead(make, range(start, self.num_steps), STEPS_AHEAD):
                 self.position = position
+                add_counts(self._trained, counts)
                 yield on_device(batches, runtime.device)
         finally:
             stream.close()
 
     def ledger_after(self, step: int) -> Ledger:
-        """The account behind the newest step that was given."""
+        """The account behind the newest step that was given; `trained` is what was given, step by step."""
         assert step == self.position.step, f"asked for step {step}, given {self.position.step}"
-        return self.position.ledger()
+        ledger = self.position.ledger()
+        for name, (rows, tokens) in self._trained.items():
+            ledger.count(name, Stage.TRAINED, rows, tokens)
+        return ledger
 
     def loader_state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps, to go on behind the newest step that was given."""
         assert step == self.position.step, f"asked for step {step}, given {self.position.step}"
-        return {"stream": self.position.to_dict()}
+        return {"stream": self.position.to_dict(), "trained": {k: list(v) for k, v in self._trained.items()}}
 
     def go_on(self, counters: Mapping[str, Any]) -> None:
         """Stand where a checkpoint's counters say."""
         self.close()
         self.position = StreamPosition.from_dict(counters["stream"])
+        self._trained = {name: (rows, tokens) for name, (rows, tokens) in counters["trained"].items()}
 
     def close(self) -> None:
         """Stop reading ahead."""
