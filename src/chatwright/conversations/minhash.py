@@ -13,6 +13,8 @@ from functools import cache, lru_cache
 
 import numpy as np
 
+from chatwright.conversations.hashing import GOLDEN, finalized
+
 NUM_HASHES = 128
 """P: the standard error of an estimate is at most 0.5 / √128 = 0.044."""
 SHINGLE_WORDS = 5
@@ -20,7 +22,6 @@ SHINGLE_WORDS = 5
 _CHARACTERS_PER_BATCH = 1 << 17  # some MB of arrays; a longer text is a batch of its own
 _OTHER, _LETTER, _IDEOGRAPH = 0, 1, 2
 _IDEOGRAPHS = ((0x2E80, 0xA000), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x33480))
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2⁶⁴
 
 
 @cache
@@ -35,7 +36,7 @@ def _kinds() -> np.ndarray:
 @lru_cache(maxsize=4)
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
     """B⁰ … B^(count−1) modulo 2⁶⁴ and their inverses, uint64 each."""
-    tables = [np.full(count, base, dtype=np.uint64) for base in (_BASE, pow(_BASE, -1, 2**64))]
+    tables = [np.full(count, base, dtype=np.uint64) for base in (GOLDEN, pow(GOLDEN, -1, 2**64))]
     for table in tables:
         table[:1] = 1
         np.cumprod(table, out=table)
@@ -44,7 +45,7 @@ def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def drawn(count: int, salt: int) -> np.ndarray:
     """uint64 `[count]`: numbers that look random and depend on `salt` alone, whatever numpy's version."""
-    return _mixed((np.arange(count, dtype=np.uint64) + np.uint64(salt << 32)) * np.uint64(_BASE))
+    return finalized((np.arange(count, dtype=np.uint64) + np.uint64(salt << 32)) * np.uint64(GOLDEN))
 
 
 @cache
@@ -104,7 +105,7 @@ def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     total = np.zeros(len(at), dtype=np.uint64)
     for place in range(SHINGLE_WORDS):
         total += padded[at + place] * weights[place]
-    return (_mixed(total) >> np.uint64(32)).astype(np.uint32), starts
+    return (finalized(total) >> np.uint64(32)).astype(np.uint32), starts
 
 
 def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,14 +128,7 @@ def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
     np.cumsum(codes * powers[: len(codes)], out=sums[1:])
     words = (sums[last + 1] - sums[first]) * inverse[first]
-    return _mixed(words), np.searchsorted(np.cumsum([len(text) for text in folded]), first, side="right")
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Each value scattered over all 64 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return finalized(words), np.searchsorted(np.cumsum([len(text) for text in folded]), first, side="right")
 
 
 def _fill(signatures: np.ndarray, shingles: np.ndarray, starts: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """Changes to rows, each recorded by name: random system prompts, empty thinking, placeholders, whitespace and more.
 
-Every transform is a pure function of (seed, source, row): the same in every process, in every order, after a resume.
+Every transform is a pure function of (seed, source, row): the same in every process, in every order, after a resume,
+and wherever the source's folder lies.
 A new one is one class, one entry of `TransformSettings`, and a test that it changes a row and one that it doesn't.
 """
 
@@ -17,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from chatwright.conversations.kinds import KindSettings
+from chatwright.conversations.lasting_names import lasting_name
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.errors import UserError
 
@@ -31,7 +33,7 @@ class Draws:
 
     def unit(self, purpose: str) -> float:
         """A number in [0, 1), the same for the same key and purpose."""
-        digest = hashlib.blake2b(f"{self.key}/{purpose}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.key}/{purpose}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
@@ -232,9 +234,14 @@ TransformSettings = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class RowTransforms:
-    """The transforms of one data entry, in the recipe's order; can be pickled and sent to worker processes."""
+    """The transforms of one data entry, in the recipe's order; can be pickled and sent to worker processes.
+
+    Args:
+        path: the entry's path: draws depend on a file's place below it, see `lasting_name`.
+    """
 
     transforms: tuple[Transform, ...] = ()
+    path: str | None = None
 
     def apply(self, conversation: Conversation, seed: int) -> tuple[Conversation, tuple[str, ...]]:
         """The row after all transforms, and the names of those that changed it.
@@ -243,8 +250,9 @@ class RowTransforms:
             conversation: the row; its `source` and `row` seed the draws. seed: the run's.
         """
         changed: list[str] = []
+        name, row = lasting_name(conversation.source, self.path), conversation.row
         for place, transform in enumerate(self.transforms):
-            draws = Draws(f"{seed}/{transform.label}/{place}/{conversation.source}/{conversation.row}")
+            draws = Draws(f"{seed}/{transform.label}/{place}/{name}/{row}")
             after = transform.apply(conversation, draws)
             if after is not conversation:
                 changed.append(transform.label)
@@ -252,15 +260,18 @@ class RowTransforms:
         return conversation, tuple(changed)
 
 
-def build_transforms(settings: Sequence[TransformSettings]) -> RowTransforms:
+def build_transforms(settings: Sequence[TransformSettings], path: str | None = None) -> RowTransforms:
     """The transforms of a data entry, ready for the first row.
+
+    Args:
+        settings: the entry's `transforms`. path: the entry's `path`.
 
     Raises:
         UserError: a library that a transform needs is missing.
     """
     for transform in settings:
         transform.prepare()
-    return RowTransforms(tuple(settings))
+    return RowTransforms(tuple(settings), path)
 
 
 def _each_message(conversation: Conversation, change: Callable[[Message], Message]) -> Conversation:

@@ -16,6 +16,8 @@ from functools import cache
 
 import numpy as np
 
+from chatwright.conversations.hashing import GOLDEN, scattered
+
 SEPARATOR, WORD, ALONE, IGNORED = 0, 1, 2, 3
 """What a character does: it separates words, belongs to one, is one, or isn't there (accents written apart)."""
 
@@ -25,7 +27,7 @@ _ACCENTS = (0x0300, 0x036F)
 _COMPUTED = 0x20000  # planes 0 and 1, character by character; above stand ideographs and nothing else that is read
 _CODE_POINTS = 0x110000
 
-_FACTOR = 0x9E3779B97F4A7C15
+_FACTOR = GOLDEN
 _INVERSE = pow(_FACTOR, -1, 1 << 64)
 _IN_GRAM = 0xD1342543DE82EF95
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
@@ -162,7 +164,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
         block[block == WORD] = ALONE
     kinds[_COMPUTED:0x40000] = ALONE
     kinds[_ACCENTS[0] : _ACCENTS[1] + 1] = IGNORED
-    values = _scramble(plain)
+    values = scattered(plain)
     values[(kinds == SEPARATOR) | (kinds == IGNORED)] = 0
     return values, kinds
 
@@ -174,11 +176,3 @@ def _plain_letter(character: str) -> str | None:
     lower = plain.lower()
     plain = lower if len(lower) == 1 else plain
     return plain if unicodedata.category(plain)[0] in "LNM" else None
-
-
-def _scramble(numbers: np.ndarray) -> np.ndarray:
-    """Numbers that look random and never change: the finalizer of splitmix64 (Steele, Lea and Flood, 2014)."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
