@@ -20,6 +20,8 @@ from chatwright.inspection.lint_rendered import text_headers
 from chatwright.inspection.lint_rules import RULES
 from chatwright.inspection.lint_tools import schema_problem
 from chatwright.inspection.lint_types import LintInput, RenderedRow, render_sample
+from chatwright.inspection.row_keys import RowKeys
+from chatwright.inspection.sampling import EvenRows
 from chatwright.templates.base import Template, TrainOn
 from chatwright.templates.native_jinja import CHATML_JINJA
 from shared_files import shared
@@ -165,6 +167,21 @@ def test_exact_and_near_duplicates():
     assert fired("exact_duplicates", rows) == [1]
     assert fired("near_duplicates", rows) == [3]
     assert fired("exact_duplicates", []) == fired("near_duplicates", []) == []
+
+
+def test_exact_duplicates_are_found_among_all_rows():
+    """Of 600 rows each stands there twice, one behind the other, and lint holds every second one of them at most."""
+    rows = [chat(f"Question {number // 2}?", LONG, source="s", row=number) for number in range(600)]
+    even = EvenRows(20)
+    for row in rows:
+        even.offer(row)
+    for report in (lint(rows, max_rows=20), lint(even.rows, keys=RowKeys(rows))):
+        found = {finding.rule: finding for finding in report.findings}["exact_duplicates"]
+        assert found.count == 300 and [place.row for place in found.places] == list(range(1, 41, 2))
+        assert found.places[0] == ("s", 1, None, "the same as row 0") and "Question 0?" in found.excerpt
+        assert report.num_rows == 600 and "of 600 rows looked at (all for exact duplicates)" in report.summary()
+    apart = lint(even.rows, keys=RowKeys(rows[::2]))
+    assert "exact_duplicates" not in {finding.rule for finding in apart.findings}
 
 
 def test_mixed_languages():

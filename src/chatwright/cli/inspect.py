@@ -12,7 +12,6 @@ from chatwright.conversations.data_settings import TEXT, DataSettings
 from chatwright.errors import ConfigError
 from chatwright.inspection.contamination_report import ContaminationReport
 from chatwright.inspection.ledger import Stage
-from chatwright.inspection.lint import lint
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import prepare_text
 from chatwright.recipes.looking import LookedEntry, Wanted, look
@@ -129,8 +128,7 @@ def _print_lint(template: Template, looked: Sequence[LookedEntry]) -> None:
     for entry in looked:
         if entry.planned.work.format == TEXT:
             continue  # its rules are for conversations
-        report = lint(entry.linted, template, train_on=entry.planned.work.train_on, num_rows=entry.num_rows)
-        out().print(report.renderable(entry.info.name))
+        out().print(entry.lint(template).renderable(entry.info.name))
 
 
 def _print_ledger(settings: RunSettings, template: Template) -> None:

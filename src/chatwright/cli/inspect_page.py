@@ -8,7 +8,6 @@ from pathlib import Path
 from chatwright.checkpoints.store import list_checkpoints
 from chatwright.console import note, out, warn
 from chatwright.errors import CheckpointError, ModelError, TemplateError
-from chatwright.inspection.lint import lint
 from chatwright.inspection.page import write_page
 from chatwright.inspection.page_data import PageFinding
 from chatwright.inspection.page_reports import page_findings, page_matches
@@ -61,11 +60,7 @@ def _require_writable(page: Path) -> None:
 
 def _findings(data: RunData, looked: Sequence[LookedEntry]) -> tuple[PageFinding, ...]:
     """What lint finds in each entry, with the entry's own mask policy."""
-    template = data.text.template
-    return page_findings(
-        lint(entry.linted, template, train_on=entry.planned.work.train_on, num_rows=entry.num_rows).to_dict()
-        for entry in looked
-    )
+    return page_findings(entry.lint(data.text.template).to_dict() for entry in looked)
 
 
 def _losses(settings: RunSettings, data: RunData, chosen: list[ChosenExample], run: str | None) -> BeforeAfter | None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from chatwright.conversations.schema import Conversation
 from chatwright.inspection.lint_rules import RULES
 from chatwright.inspection.lint_types import (
     SEVERITIES,
+    Counted,
     Finding,
     Hit,
     LintInput,
@@ -23,6 +24,7 @@ from chatwright.inspection.lint_types import (
     evenly,
     render_sample,
 )
+from chatwright.inspection.row_keys import RowKeys
 from chatwright.inspection.viewer import printable
 from chatwright.templates.base import Template, TrainOn
 
@@ -40,7 +42,8 @@ class LintReport:
 
     Args:
         findings: one a rule that fired.
-        num_rows: rows given. checked: rows looked at. rendered: rows rendered.
+        num_rows: rows given, all of them looked at for exact duplicates. checked: rows looked at by all other rules.
+        rendered: rows rendered.
     """
 
     findings: tuple[Finding, ...]
@@ -63,7 +66,8 @@ class LintReport:
             f"{self.checked:,} of {self.num_rows:,} rows" if self.checked < self.num_rows else f"{self.checked:,} rows"
         )
         found = ", ".join(f"{self.count(severity)} {severity}" for severity in SEVERITIES if self.count(severity))
-        return f"{looked} looked at, {self.rendered:,} of them rendered: {found or 'nothing found'}"
+        beside = " (all for exact duplicates)" if self.checked < self.num_rows else ""
+        return f"{looked} looked at{beside}, {self.rendered:,} of them rendered: {found or 'nothing found'}"
 
     def renderable(self, name: str) -> Group:
         """The findings for the terminal, each with its rows, an example and its fix.
@@ -97,7 +101,7 @@ def lint(
     template: Template | None = None,
     *,
     train_on: TrainOn | None = None,
-    num_rows: int | None = None,
+    keys: RowKeys | None = None,
     max_rows: int = MAX_ROWS,
     max_rendered: int = MAX_RENDERED,
     max_places: int = MAX_PLACES,
@@ -110,7 +114,7 @@ def lint(
             rules are about questions and replies.
         template: renders a sample of them; without one the rules that need it are left out.
         train_on: the mask policy; the template's own when None.
-        num_rows: how many rows there are, where `conversations` are only some of them.
+        keys: of all rows, where `conversations` are only some of them.
         max_rows, max_rendered: rows looked at and rendered, spread evenly over the set.
         max_places: places kept a finding.
         rules: what is asked.
@@ -118,20 +122,25 @@ def lint(
     conversations = [each for each in conversations if not each.document]
     chosen = evenly(conversations, max_rows)
     rendered = render_sample(evenly(chosen, max_rendered), template, train_on) if template is not None else []
-    data = LintInput(chosen, template, rendered)
-    findings = [_finding(name, rule, list(rule.check(data)), max_places) for name, rule in rules.items()]
+    keys = RowKeys(conversations) if keys is None else keys
+    data = LintInput(chosen, template, rendered, keys)
+    findings = [_finding(name, rule, rule.check(data), max_places) for name, rule in rules.items()]
     found = [finding for finding in findings if finding is not None]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    total = len(conversations) if num_rows is None else num_rows
-    return LintReport(tuple(found), total, len(chosen), len(rendered))
+    return LintReport(tuple(found), len(keys), len(chosen), len(rendered))
 
 
-def _finding(name: str, rule: Rule, hits: Sequence[Hit], max_places: int) -> Finding | None:
-    if not hits:
+def _finding(name: str, rule: Rule, found: Iterable[Hit] | Counted, max_places: int) -> Finding | None:
+    counted = found if isinstance(found, Counted) else _counted(list(found))
+    if not counted.rows:
         return None
+    places = tuple(islice(counted.places, max_places))
+    return Finding(name, rule.severity, rule.says, counted.rows, rule.fix, places, counted.excerpt)
+
+
+def _counted(hits: Sequence[Hit]) -> Counted:
     rows = {(hit.conversation.source, hit.conversation.row) for hit in hits}
-    places = tuple(islice(map(_place, hits), max_places))
-    return Finding(name, rule.severity, rule.says, len(rows), rule.fix, places, hits[0].excerpt)
+    return Counted(len(rows), map(_place, hits), hits[0].excerpt if hits else "")
 
 
 def _place(hit: Hit) -> LintPlace:

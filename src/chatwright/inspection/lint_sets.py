@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from chatwright.conversations.exchanges import exchanges
 from chatwright.conversations.minhash import minhash_many
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.text_measures import main_script, without_code
-from chatwright.inspection.lint_types import Hit, LintInput, excerpt
+from chatwright.inspection.lint_types import Counted, Hit, LintInput, LintPlace, excerpt
+from chatwright.inspection.row_keys import Repeat
 
 NEAR = 0.8
 """The estimated similarity from which two rows count as near duplicates."""
@@ -24,11 +26,20 @@ _FAR = 6.0
 _LEAST_SPREAD = 0.35  # far is a factor of 8 at least
 
 
-def exact_duplicates(data: LintInput) -> Iterator[Hit]:
-    """Rows that repeat an earlier one word for word."""
-    first = find_exact(key_array([dedup_key(conversation) for conversation in data.conversations]))
-    for row in np.flatnonzero(first != np.arange(len(first))).tolist():
-        yield _repeat(data, row, int(first[row]), "the same as")
+def exact_duplicates(data: LintInput) -> Counted:
+    """Rows that repeat an earlier one word for word, among all rows of the set."""
+    count, repeats = data.keys.repeats()
+    first = next(repeats, None)
+    if first is None:
+        return Counted(0, ())
+    held = next((each for each in data.conversations if dedup_key(each) == first.key), None)
+    text = "" if held is None else excerpt(dedup_text(held))
+    return Counted(count, map(_place, chain([first], repeats)), text)
+
+
+def _place(repeat: Repeat) -> LintPlace:
+    earlier = _earlier(repeat.first_source, repeat.first_row, repeat.source)
+    return LintPlace(repeat.source, repeat.row, None, f"the same as {earlier}")
 
 
 def near_duplicates(data: LintInput) -> Iterator[Hit]:
@@ -48,8 +59,11 @@ def _is_long(text: str) -> bool:
 def _repeat(data: LintInput, row: int, first: int, words: str) -> Hit:
     earlier = data.conversations[first]
     here = data.conversations[row]
-    place = f"row {earlier.row}" if earlier.source == here.source else f"{earlier.source}, row {earlier.row}"
-    return Hit(here, None, f"{words} {place}", excerpt(dedup_text(here)))
+    return Hit(here, None, f"{words} {_earlier(earlier.source, earlier.row, here.source)}", excerpt(dedup_text(here)))
+
+
+def _earlier(source: str, row: int, seen_from: str) -> str:
+    return f"row {row}" if source == seen_from else f"{source}, row {row}"
 
 
 def language_mix(data: LintInput) -> Iterator[Hit]:

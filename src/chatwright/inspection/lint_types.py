@@ -6,11 +6,12 @@ A rule is a function from `LintInput` to hits; what it says to the user stands b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import TemplateError
+from chatwright.inspection.row_keys import RowKeys
 from chatwright.templates.base import Template, TrainOn
 from chatwright.templates.rendered import RenderedExample
 
@@ -36,11 +37,13 @@ class LintInput:
     Args:
         conversations: the rows. template: how they are rendered, or None.
         rendered: a sample of the rows, rendered; empty without a template.
+        keys: of all rows of the set, where `conversations` are only some of them.
     """
 
     conversations: Sequence[Conversation]
     template: Template | None = None
     rendered: Sequence[RenderedRow] = ()
+    keys: RowKeys = field(default_factory=RowKeys)
 
 
 class Hit(NamedTuple):
@@ -57,16 +60,25 @@ class Hit(NamedTuple):
     excerpt: str = ""
 
 
+class Counted(NamedTuple):
+    """What a rule found that looks at more rows than are held: how many rows, where, and text of the first."""
+
+    rows: int
+    places: Iterable[LintPlace]
+    excerpt: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rule of the registry.
 
     Args:
-        check: yields the hits. severity: `error` = trains what nobody wants; `warning` = probably; `info` = look once.
+        check: yields the hits, or counts them.
+        severity: `error` = trains what nobody wants; `warning` = probably; `info` = look once.
         says: what is wrong, in one line. fix: what to do, with the setting to type where there is one.
     """
 
-    check: Callable[[LintInput], Iterable[Hit]]
+    check: Callable[[LintInput], Iterable[Hit] | Counted]
     severity: Severity
     says: str
     fix: str
@@ -87,7 +99,7 @@ class Finding:
 
     Args:
         rule: its name. severity: see `Rule`. says: what is wrong.
-        count: rows with it, among those checked. fix: what to do.
+        count: rows with it, among those checked (exact duplicates: among all). fix: what to do.
         places: the first ones. excerpt: text of the first one.
     """
 

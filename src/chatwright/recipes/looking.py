@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chatwright.conversations.schema import Conversation
-from chatwright.inspection.lint import MAX_ROWS
+from chatwright.inspection.lint import MAX_ROWS, LintReport, lint
+from chatwright.inspection.row_keys import RowKeys
 from chatwright.inspection.sampling import EvenRows, RowSample
 from chatwright.preparation.prepare import PlannedEntry
 from chatwright.preparation.rows import RowReader
 from chatwright.preparation.work import EntryInfo
 from chatwright.recipes.rendering import plan_entries
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.templates.base import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,19 @@ class LookedEntry:
 
     Args:
         info: its account.
-        shown: the wanted conversations. linted: those to lint, spread evenly over the entry's `num_rows`.
+        shown: the wanted conversations. linted: those to lint, spread evenly over the entry's rows.
+        keys: of all rows that lint has rules for.
     """
 
     planned: PlannedEntry
     info: EntryInfo
     shown: list[Conversation]
     linted: list[Conversation]
-    num_rows: int
+    keys: RowKeys
+
+    def lint(self, template: Template) -> LintReport:
+        """What lint finds, with the entry's own mask policy."""
+        return lint(self.linted, template, train_on=self.planned.work.train_on, keys=self.keys)
 
 
 def look(settings: RunSettings, wanted: Wanted, lint_rows: int = MAX_ROWS) -> list[LookedEntry]:
@@ -60,15 +67,17 @@ def look(settings: RunSettings, wanted: Wanted, lint_rows: int = MAX_ROWS) -> li
     for number, entry in enumerate(planned):
         reader = RowReader(entry.work, settings.train.seed)
         even: EvenRows[Conversation] = EvenRows(lint_rows)
+        keys = RowKeys()
         shown: list[Conversation] = []
         for place, conversation in enumerate(reader.read(entry.read())):
             if not conversation.document:  # lint has no rules for them, and they may be whole books
                 even.offer(conversation)
+                keys.add(conversation)
             if wanted.sample is not None:
                 sample.offer(number, place, conversation)
             elif wanted.first <= place < wanted.last:
                 shown.append(conversation)
-        looked.append(LookedEntry(entry, reader.facts.info(entry.work), shown, even.rows, even.seen))
+        looked.append(LookedEntry(entry, reader.facts.info(entry.work), shown, even.rows, keys))
     for seen, rows in zip(looked, sample.chosen(len(looked)), strict=True):
         seen.shown.extend(rows)
     return looked
