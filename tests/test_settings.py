@@ -86,3 +86,28 @@ def test_broken_files_name_their_line(tmp_path: Path) -> None:
         read_yaml(path)
     with pytest.raises(ConfigError, match="shipped recipes are"):
         load_recipe(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"filters": [{"kind": "exact_dupes"}]}, "filters.0: unknown filter 'exact_dupes'; did you mean 'exact_dup"),
+        (
+            {"transforms": [{"kind": "zzz"}]},
+            "transforms.0: unknown transform 'zzz'; known here: random_system",
+        ),
+        ({"filters": [{"min": 1}]}, "filters.0: 'kind' is missing; it names the filter: length, empty_reply"),
+        ({"filters": [{"kind": "length", "match": "x"}]}, "filters.0.match: unknown setting; it belongs to pattern"),
+        ({"filters": [{"kind": "pattern", "mtch": "x"}]}, "filters.0.mtch: unknown setting; did you mean 'match'?"),
+        ({"filters": [{"kind": "field", "field": "s", "alow": [1]}]}, "0.alow: unknown setting; did you mean 'allow'?"),
+        ({"filters": ["exact_duplicates"]}, "filters.0: must be a mapping; write filters: [{kind: exact_duplicates}]"),
+        ({"filters": "exact_duplicates"}, "filters: must be a list, such as [{kind: exact_duplicates}]"),
+        ({"filters": {"kind": "truncated"}}, "filters: must be a list, such as [{kind: truncated, …}]"),
+        ({"filters": [{"kind": "field", "field": "s", "allow": "ok"}]}, "0.allow: must be a list, such as [ok]"),
+        ({"columns": "x"}, "columns: must be a mapping"),
+    ],
+)
+def test_settings_told_apart_by_kind_are_explained_by_their_kind(entry: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(RunSettings, {"model": "m", "data": [{"path": "a", **entry}]}, "recipe.yaml")
+    assert says in str(caught.value)

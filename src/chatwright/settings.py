@@ -198,33 +198,75 @@ def build(model: type[T], data: Mapping[str, Any], source: str) -> T:
 
 
 def _sentence(model: type[Settings], item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
-    name = ".".join(path) or "settings"
-    if item["type"] == "extra_forbidden":
-        known = sorted(_field_names(model, path[:-1]))
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{name}: unknown setting; {hint}"
-    if item["type"] == "missing":
-        return f"{name}: required, and not given"
+    path, models = _walk(model, [str(part) for part in item["loc"]])
+    name, value, shown = ".".join(path) or "settings", item.get("input"), repr(item.get("input"))
+    kinds = [kind for each in models for kind in _kinds(each)]
+    found = "" if len(shown) > 80 else f" (found {shown})"
+    match item["type"]:
+        case "extra_forbidden":
+            _, parents = _walk(model, [str(part) for part in item["loc"][:-1]])
+            known = sorted({field for each in parents for field in each.model_fields})
+            _, members = _walk(model, [str(part) for part in item["loc"][:-2]])
+            others = [kind for each in members if path[-1] in each.model_fields for kind in _kinds(each)]
+            hint = f"it belongs to {', '.join(others)}" if others else _nearest(path[-1], known)
+            return f"{name}: unknown setting; {hint}"
+        case "missing":
+            return f"{name}: required, and not given"
+        case "union_tag_invalid":
+            given = str(item["ctx"]["tag"])
+            return f"{name}: unknown {_noun(path)} {given!r}; {_nearest(given, kinds)}"
+        case "union_tag_not_found":
+            return f"{name}: 'kind' is missing; it names the {_noun(path)}: {', '.join(kinds)}"
+        case "tuple_type" | "list_type":
+            return f"{name}: must be a list, such as {_as_list(value, kinds)}{found}"
+        case "model_type" | "dict_type":
+            return f"{name}: must be a mapping of names to values{found}"
+        case "model_attributes_type" if kinds:
+            return f"{name}: must be a mapping; write {path[-2]}: {_as_list(value, kinds)}{found}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    shown = repr(item.get("input"))
-    if item["type"] == "value_error" or isinstance(item.get("input"), dict) or len(shown) > 80:
-        return f"{name}: {message}"
-    return f"{name}: {message} (found {shown})"
+    return f"{name}: {message}" + ("" if item["type"] == "value_error" or isinstance(value, dict) else found)
 
 
-def _field_names(model: type[Settings], path: Sequence[str]) -> set[str]:
-    """The field names valid at `path`, looked up through nested settings classes, unions and lists."""
+def _nearest(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+
+
+def _noun(path: Sequence[str]) -> str:
+    """`data.0.filters.1` → filter."""
+    return next(part for part in reversed(path) if not part.isdigit()).removesuffix("s")
+
+
+def _as_list(value: Any, kinds: Sequence[str]) -> str:
+    """How a value that stands alone is written as a list."""
+    if isinstance(value, dict):
+        return f"[{{kind: {value.get('kind', kinds[0])}, …}}]" if kinds else "[{…}]"
+    return f"[{{kind: {value if value in kinds else kinds[0]}}}]" if kinds else f"[{value}]"
+
+
+def _walk(model: type[Settings], parts: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The path as the user writes it, and the settings classes that can stand there.
+
+    Pydantic puts the `kind` of a member of a union into the path; it chooses the class, and isn't written.
+    """
     models: list[type[BaseModel]] = [model]
-    for part in path:
-        inner: list[type[BaseModel]] = []
-        for current in models:
-            if part in current.model_fields:
-                inner.extend(_settings_in(current.model_fields[part].annotation))
-        models = inner or models
-    return {name for current in models for name in current.model_fields}
+    path: list[str] = []
+    for part in parts:
+        members = [each for each in models if part in _kinds(each)]
+        if len(models) > 1 and members and path[-1].isdigit():
+            models = members
+            continue
+        path.append(part)
+        fields = [each.model_fields[part].annotation for each in models if part in each.model_fields]
+        if fields or not part.isdigit():
+            models = [inner for annotation in fields for inner in _settings_in(annotation)]
+    return path, models
+
+
+def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
+    """What `kind` may be in a member of a union of settings."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
 
 def _settings_in(annotation: Any) -> Iterator[type[BaseModel]]:
