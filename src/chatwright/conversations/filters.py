@@ -36,7 +36,7 @@ class ExactDuplicates(KindSettings):
 
 
 class NearDuplicates(KindSettings):
-    """Drops rows that share most 5-word shingles with an earlier row that stays.
+    """Drops rows that share most 5-word shingles with an earlier row that stays; under 8 words only its equals.
 
     Args:
         threshold: the estimated Jaccard similarity from which two rows are the same.

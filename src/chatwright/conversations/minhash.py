@@ -1,13 +1,17 @@
 """MinHash signatures of texts, a batch at a time, in numpy: how alike two texts are, from a few hundred bytes each.
 
-A text's shingles are its runs of five words; each Chinese, Japanese or Korean character counts as a word. The share of
-equal entries of two signatures estimates the Jaccard similarity of their shingle sets (Broder 1997).
+A text's shingles are its runs of five words; each Chinese, Japanese or Korean character counts as a word, and so does
+each sign that isn't punctuation: `a+b` isn't `a*b`. The share of equal entries of two signatures estimates the Jaccard
+similarity of their shingle sets (Broder 1997). Texts of a few words have too few shingles for that: they are alike only
+where they are the same, punctuation and capitals included.
 
 Letters: n texts · C characters · W words · S shingles · P hash functions.
 """
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
@@ -18,9 +22,14 @@ from chatwright.conversations.hashing import GOLDEN, finalized
 NUM_HASHES = 128
 """P: the standard error of an estimate is at most 0.5 / √128 = 0.044."""
 SHINGLE_WORDS = 5
+FEW_WORDS = 8
+"""A text of fewer words is like no other but its equal."""
 
 _CHARACTERS_PER_BATCH = 1 << 17  # some MB of arrays; a longer text is a batch of its own
-_OTHER, _LETTER, _IDEOGRAPH = 0, 1, 2
+_OTHER, _LETTER, _ALONE = 0, 1, 2  # between words, inside one, one of its own: ideographs and signs
+_SIGNS = "^*/%-&#@\\_"  # beside Unicode's mathematical, currency and other symbols, such as + < = $ and emoji
+_SYMBOLS = frozenset(("Sm", "Sc", "So"))
+_END_OF_SYMBOLS = 0x20000  # above stand ideographs
 _IDEOGRAPHS = ((0x2E80, 0xA000), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x33480))
 
 
@@ -29,7 +38,9 @@ def _kinds() -> np.ndarray:
     """uint8 `[0x110000]`: what each character is, by Unicode's own classes."""
     kinds = np.fromiter((chr(code).isalnum() for code in range(0x110000)), dtype=np.uint8, count=0x110000)
     for first, end in _IDEOGRAPHS:
-        kinds[first:end] *= _IDEOGRAPH
+        kinds[first:end] *= _ALONE
+    signs = [code for code in range(_END_OF_SYMBOLS) if unicodedata.category(chr(code)) in _SYMBOLS]
+    kinds[[*signs, *map(ord, _SIGNS)]] = _ALONE
     return kinds
 
 
@@ -69,8 +80,8 @@ def minhash(text: str, num_hashes: int = NUM_HASHES) -> np.ndarray:
 def minhash_many(texts: Sequence[str], num_hashes: int = NUM_HASHES) -> np.ndarray:
     """The signatures of many texts, uint32 `[n, P]`: the same on every machine, whatever the batch.
 
-    Capitals and whatever stands between words don't matter. A text of fewer than five words is one shingle; all texts
-    without a word are alike.
+    Capitals and whatever stands between words don't matter, but in texts of fewer than eight words all but whitespace
+    does.
     """
     result = np.empty((len(texts), num_hashes), dtype=np.uint32)
     first = 0
@@ -79,16 +90,25 @@ def minhash_many(texts: Sequence[str], num_hashes: int = NUM_HASHES) -> np.ndarr
         while last < len(texts) and (last == first or characters + len(texts[last]) <= _CHARACTERS_PER_BATCH):
             characters += len(texts[last])
             last += 1
-        shingles, starts = _shingles(texts[first:last])
+        shingles, starts, counts = _shingles(texts[first:last])
         _fill(result[first:last], shingles, starts)
+        for place in np.flatnonzero(counts < FEW_WORDS).tolist():
+            result[first + place] = _of_few_words(texts[first + place], num_hashes)
         first = last
     return result
 
 
-def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The hashed shingles of all texts, uint32 `[S]`, and where each text's begin, int64 `[n]` (each has one at least).
+def _of_few_words(text: str, num_hashes: int) -> np.ndarray:
+    """The signature of a short text, uint32 `[P]`: hashed from all of it, so that no two texts share it."""
+    lines = [" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines()]
+    whole = "\n".join(filter(None, lines)).encode("utf-8", "surrogatepass")
+    return np.frombuffer(hashlib.shake_128(whole).digest(4 * num_hashes), dtype="<u4")
 
-    Example: two texts of 7 words and 1 word → 3 + 1 shingles, starts 0 and 3.
+
+def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The hashed shingles of all texts, uint32 `[S]`, where each text's begin, and its words, int64 `[n]` each.
+
+    Each text has one shingle at least. Example: texts of 7 words and 1 word → 3 + 1 shingles, starts 0 and 3.
     """
     words, owners = _words(texts)
     counts = np.bincount(owners, minlength=len(texts))
@@ -105,7 +125,7 @@ def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     total = np.zeros(len(at), dtype=np.uint64)
     for place in range(SHINGLE_WORDS):
         total += padded[at + place] * weights[place]
-    return (finalized(total) >> np.uint64(32)).astype(np.uint32), starts
+    return (finalized(total) >> np.uint64(32)).astype(np.uint32), starts, counts
 
 
 def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,9 +137,9 @@ def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     folded = [text.casefold() + " " for text in texts]
     codes = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)  # [C]
     kinds = _kinds()[codes]
-    letter, ideograph = kinds == _LETTER, kinds == _IDEOGRAPH
+    letter, alone = kinds == _LETTER, kinds == _ALONE
     joined = letter[1:] & letter[:-1]  # character i + 1 goes on with the word of character i
-    inside = letter | ideograph
+    inside = letter | alone
     begins, ends = inside.copy(), inside
     begins[1:] &= ~joined
     ends[:-1] &= ~joined
