@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -225,7 +224,7 @@ def read_parquet_range(path: Path, first: int, stop: int) -> Iterator[RawRow]:
                 end = begin + file.metadata.row_group(group).num_rows
                 if begin < stop and end > first:
                     batches = file.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=[group])
-                    yield from _inside(_arrow_rows(batches, source, begin), first, stop)
+                    yield from _arrow_rows(batches, source, begin, first, stop)
                 begin = end
     except pyarrow.ArrowException as error:
         raise _not_parquet(path, error) from None
@@ -238,32 +237,48 @@ def _not_parquet(path: DataFile, error: Exception) -> DataError:
     return DataError(message, source=str(path), hint=_LFS_HINT if pointer else "fetch the file again")
 
 
-def _inside(rows: Iterator[RawRow], first: int, stop: int) -> Iterator[RawRow]:
-    return takewhile(lambda row: row.number < stop, dropwhile(lambda row: row.number < first, rows))
-
-
-def read_saved_dataset(folder: Path) -> Iterator[RawRow]:
-    """The rows of a folder written by `Dataset.save_to_disk`, read with pyarrow alone.
+def read_saved_dataset(folder: Path, first: int = 0, stop: int | None = None) -> Iterator[RawRow]:
+    """The rows `[first, stop)` of a folder written by `Dataset.save_to_disk`, read with pyarrow alone.
 
     Raises:
         DataError: for a folder of several splits (name one), or a damaged one.
     """
+    with _saved_dataset_errors(folder):
+        yield from _arrow_rows(_saved_batches(folder), str(folder), 0, first, stop)
+
+
+def count_saved_rows(folder: Path) -> int:
+    """How many rows a folder written by `Dataset.save_to_disk` holds; their values aren't read.
+
+    Raises:
+        DataError: see `read_saved_dataset`.
+    """
+    with _saved_dataset_errors(folder):
+        return sum(batch.num_rows for batch in _saved_batches(folder))
+
+
+@contextmanager
+def _saved_dataset_errors(folder: Path) -> Iterator[None]:
     import pyarrow
 
-    source, index = str(folder), 0
     try:
-        if (folder / "dataset_dict.json").exists():
-            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            hint = f"name one of them: {' or '.join(str(folder / split) for split in splits)}"
-            raise DataError(f"holds several splits: {', '.join(splits)}", source=source, hint=hint)
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for entry in state["_data_files"]:
-            with pyarrow.memory_map(str(folder / entry["filename"])) as file:
-                for row in _arrow_rows(_arrow_batches(file), source, index):
-                    yield row
-                    index += 1
+        yield
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"is not a saved data set that can be read: {error}", source=source) from None
+        raise DataError(f"is not a saved data set that can be read: {error}", source=str(folder)) from None
+
+
+def _saved_batches(folder: Path) -> Iterator[Any]:
+    """The record batches of all its files, memory-mapped: one that is passed over costs nothing."""
+    import pyarrow
+
+    if (folder / "dataset_dict.json").exists():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        hint = f"name one of them: {' or '.join(str(folder / split) for split in splits)}"
+        raise DataError(f"holds several splits: {', '.join(splits)}", source=str(folder), hint=hint)
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for entry in state["_data_files"]:
+        with pyarrow.memory_map(str(folder / entry["filename"])) as file:
+            yield from _arrow_batches(file)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -283,11 +298,18 @@ def _arrow_batches(file: Any) -> Iterator[Any]:
         yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
-def _arrow_rows(batches: Any, source: str, start: int) -> Iterator[RawRow]:
+def _arrow_rows(batches: Any, source: str, start: int, first: int = 0, stop: int | None = None) -> Iterator[RawRow]:
+    """The rows `[first, stop)` of batches that begin with row `start`; only these become Python values."""
     for batch in batches:
-        for row in batch.to_pylist():
-            yield RawRow(without_nulls(row), source, start)
-            start += 1
+        if stop is not None and start >= stop:
+            return
+        end = start + batch.num_rows
+        begin = max(start, first)
+        length = (end if stop is None else min(end, stop)) - begin
+        if length > 0:
+            for number, row in enumerate(batch.slice(begin - start, length).to_pylist(), begin):
+                yield RawRow(without_nulls(row), source, number)
+        start = end
 
 
 READERS: dict[str, Callable[[DataFile], Iterator[RawRow]]] = {

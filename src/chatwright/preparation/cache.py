@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.preparation.assemble import Rendered
 from chatwright.preparation.work import EntryInfo
+
+STALE_DAYS = 7
+"""What an interrupted preparation has left is kept so long after it was last written to."""
+_LEFT_BEHIND = ("*.shards", "*.crew-shards", ".*.tmp-*")
 
 
 def write_account(rendered: Rendered, folder: Path) -> None:
@@ -64,15 +69,75 @@ def install(aside: Path, folder: Path) -> None:
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Let one process at a time work on a folder that several may want; the end of a process frees it."""
+    lock = folder.with_name(f".{folder.name}.lock")
+    held = _lock(lock, wait=True)
+    try:
+        yield
+    finally:
+        _unlock(lock, held)
+
+
+def _lock(path: Path, *, wait: bool) -> BinaryIO | None:
+    """A lock file, opened and locked; None where another process has it (and `wait` is off), or there are no locks.
+
+    A lock counts only while its file stands under its name: who waits for a file that its holder then removes
+    would else share the place with whoever makes the next one.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: two processes that prepare the same data at once do the work twice
-        yield
-        return
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+        return None
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_file_at(file, path):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _is_file_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one that now stands at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(path: Path, held: BinaryIO | None) -> None:
+    """Remove the lock file while it is still locked, so that nobody has it meanwhile; then free it."""
+    if held is not None:
+        with held:
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what ended preparations have left in a folder of tokens: half-made shards, stores and locks.
+
+    What was touched in the last `STALE_DAYS` days stays: an interrupted preparation may go on.
+    """
+    oldest = time.time() - STALE_DAYS * 86400
+    for pattern in _LEFT_BEHIND:
+        for path in folder.glob(pattern):
+            if _touched(path) < oldest:
+                shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.lock"):
+        if _touched(path) < oldest and (held := _lock(path, wait=False)) is not None:
+            _unlock(path, held)
+
+
+def _touched(path: Path) -> float:
+    """When a file, or a folder or anything right inside it, was written last; now, where that can't be told."""
+    try:
+        return max(each.stat().st_mtime for each in (path, *(path.iterdir() if path.is_dir() else ())))
+    except OSError:
+        return time.time()
 
 
 def aside_of(folder: Path) -> Path:

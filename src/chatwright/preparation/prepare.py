@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,12 +25,12 @@ from chatwright.conversations.schema import Conversation, Document
 from chatwright.conversations.sources import memory_rows
 from chatwright.errors import DataError, UserError
 from chatwright.preparation.assemble import Load, Rendered, assemble
-from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, write_account
+from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, sweep, write_account
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.marks import ContaminationCheck
 from chatwright.preparation.ray_shards import make_shards_with_ray
 from chatwright.preparation.rows import RowFacts, named_rows, prepare_rows
-from chatwright.preparation.shards import has_shard, make_shard, read_shard, shard_rows, split_entry
+from chatwright.preparation.shards import has_shard, made_shards, make_shard, read_shard, shard_rows, split_entry
 from chatwright.preparation.work import EntryWork, PreparationSettings, RenderWork, Shard
 from chatwright.preparation.worker import Start
 from chatwright.preparation.workers import make_shards, num_cores
@@ -59,6 +59,14 @@ class PlannedEntry:
         if self.rows is not None:
             return self.rows()
         return (row for shard in self.shards for row in shard_rows(shard))
+
+    def is_large(self) -> bool:
+        """Whether it has more rows than one shard; where only reading tells that, so many are read."""
+        return len(self.shards) > 1 or any(
+            next(islice(shard_rows(shard), shard.rows_per_piece, None), None) is not None
+            for shard in self.shards
+            if shard.rows_per_piece
+        )
 
 
 def plan_entry(
@@ -93,7 +101,7 @@ def plan_entry(
         where = f" in [{entry.start or 0}, {'end' if entry.stop is None else entry.stop})" if chosen else ""
         raise DataError(f"there are no rows{where}", source=entry.path or "", hint="give a source that has rows")
     work = EntryWork(entry, name, entry_format(entry, head), train_on, heldout)
-    return PlannedEntry(work, shards=tuple(Shard(shard.name, work, shard.rows) for shard in shards))
+    return PlannedEntry(work, shards=tuple(replace(shard, work=work) for shard in shards))
 
 
 def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
@@ -165,10 +173,11 @@ def prepare(
     job = _Job(entries, render, template, share, check)
     if folder is not None and not crew.alone:
         return _by_crew(job, settings, folder, key, crew)
-    if folder is None or sum(len(entry.shards) for entry in entries) <= len(entries):
+    if folder is None or not any(entry.is_large() for entry in entries):
         return _kept(job, job.in_memory(), folder, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent)
         with only_one(folder):
             return read_rendered(folder, key) or _sharded(job, settings, folder, key)
     except OSError as error:
@@ -235,7 +244,7 @@ class _Job:
         """Every entry from its shards; those without are made here."""
         parts: list[tuple[EntryWork, Sequence[Load]]] = []
         for entry in self.entries:
-            loads: list[Load] = [partial(read_shard, store, shard.name) for shard in entry.shards]
+            loads: list[Load] = [partial(read_shard, store, shard) for shard in made_shards(store, entry.shards)]
             parts.append((entry.work, loads or [self._whole(entry, lambda rows: None)]))
         return parts
 
@@ -273,11 +282,25 @@ def _sharded(job: _Job, settings: PreparationSettings, folder: Path, key: str) -
     """Make the shards, and put them together."""
     began = time.monotonic()
     store = folder.with_name(f"{folder.name}.shards")
-    _make_share(job, settings, store, Crew())
+    had = {path.name for path in store.iterdir()} if store.is_dir() else set()
+    try:
+        _make_share(job, settings, store, Crew())
+    except OSError:
+        _remove_new(store, had)
+        raise
     rendered = _kept(job, job.from_shards(store), folder, key)
     shutil.rmtree(store, ignore_errors=True)
     _tell_rate(rendered, time.monotonic() - began, settings, Crew())
     return rendered
+
+
+def _remove_new(store: Path, had: set[str]) -> None:
+    """Remove what this run has written to a full disk; shards of an earlier one stay, which may go on elsewhere."""
+    for path in store.iterdir() if store.is_dir() else ():
+        if path.name not in had:
+            shutil.rmtree(path, ignore_errors=True)
+    if not had:
+        shutil.rmtree(store, ignore_errors=True)
 
 
 def _make_share(job: _Job, settings: PreparationSettings, store: Path, crew: Crew) -> None:
@@ -291,7 +314,7 @@ def _make_share(job: _Job, settings: PreparationSettings, store: Path, crew: Cre
     mine = shards[crew.rank :: crew.size]
     if settings.ray:  # a cluster is asked by one process of a machine
         mine = shards if crew.is_first else []
-    mine = [shard for shard in mine if not has_shard(store, shard.name)]
+    mine = [shard for shard in mine if not has_shard(store, shard)]
     try:
         _make(mine, Start(job.render, store, job.check), job.template, settings, crew)
     except _Stopped:
@@ -323,7 +346,7 @@ def _make(shards: Sequence[Shard], start: Start, template: Template, settings: P
             make_shards(shards, start, workers, done)
             return
         for shard in shards:
-            done(make_shard(shard, start.render, template, start.check, start.folder))
+            make_shard(shard, start.render, template, start.check, start.folder, done)
 
 
 @contextmanager

@@ -96,11 +96,17 @@ class EntryWork:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A range of an entry's rows: what one worker makes into one named folder of tokens."""
+    """A range of an entry's rows: what one worker makes into one named folder of tokens.
+
+    Args:
+        rows_per_piece: where only reading tells how many rows there are, so many at a time are made and written, each
+            to a folder of its own inside; 0 for a shard that is made whole.
+    """
 
     name: str
     work: EntryWork
     rows: RowRange
+    rows_per_piece: int = 0
 
 
 @dataclass(frozen=True, slots=True)
