@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatwright.conversations.data_settings import DataSettings
-from chatwright.conversations.renames import Renames
+from chatwright.conversations.renames import ROWS_TO_FIND_NAMES, Renames
 from chatwright.conversations.sources import load_conversations
-from chatwright.errors import ConfigError
+from chatwright.errors import ConfigError, DataError
+from chatwright.preparation.prepare import plan_entry
 from chatwright.settings import build
+from chatwright.templates.base import TrainOn
 
 TALK = [{"speaker": "prompter", "text": "hi"}, {"speaker": "bot", "text": "yo"}]
 
@@ -90,3 +92,48 @@ def test_wrong_settings_are_named(data, says):
     with pytest.raises(ConfigError, match=says):
         entry(**data)
     assert entry(path="hub:a/b/train", hub_mode="streaming").hub_mode == "streaming"
+
+
+ASKED = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "says"),
+    [
+        (
+            [ASKED],
+            {"columns": {"instruction": "Frage"}},
+            "columns: there is no field 'Frage'; the fields are prompt, comp",
+        ),
+        ([ASKED], {"columns": {"instruction": "promt"}}, "did you mean 'prompt'"),
+        ([{"instruction": "a"}], {"columns": {"Frage": "x"}}, "there is no field 'x'; the fields are instruction"),
+        ([{"instruction": "a"}], {"columns": {"q": "instruction", "a": "b"}}, "there is no field 'b'"),
+        ([{"answer": "a"}], {"columns": {"answer": "output"}}, r"data's second: columns: \{output: answer\}"),
+        ([["a", "b"]], {"columns": {"a": "b"}}, "the rows have no named fields"),
+        (
+            [{"messages": TALK}],
+            {"message_columns": {"role": "who"}},
+            "message_columns: .* 'who'; the fields are speaker, t",
+        ),
+        ([ASKED], {"message_columns": {"role": "speaker"}}, "no list of messages was found"),
+    ],
+)
+@pytest.mark.parametrize("format", ["auto", "alpaca"])
+def test_a_name_that_no_row_has_is_told(tmp_path, rows, given, says, format):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = entry(path=str(path), format=format, **given)
+    with pytest.raises(DataError, match=says):
+        load_conversations(rows, format=format, renames=settings.renames)
+    with pytest.raises(DataError, match=says):
+        plan_entry(settings, "own", 0, TrainOn.ASSISTANT, 10, 0)
+
+
+def test_a_name_that_only_later_rows_have_is_allowed():
+    columns = Renames({"instruction": "prompt", "output": "completion", "input": "rare"})
+    rows = [ASKED] * 100 + [{**ASKED, "rare": "c"}]
+    assert len(load_conversations(rows, format="alpaca", renames=columns).conversations) == 101
+    with pytest.raises(DataError, match="'rare'"):
+        load_conversations([ASKED] * ROWS_TO_FIND_NAMES + rows, format="alpaca", renames=columns)
+    unread = Renames({"instruction": "prompt", "output": "completion", "input": None})
+    assert len(load_conversations([ASKED], format="alpaca", renames=unread).conversations) == 1

@@ -28,9 +28,10 @@ from chatwright.conversations.files import (
     read_saved_dataset,
 )
 from chatwright.conversations.hub import HUB_PREFIX, HubMode, hub_commit, hub_rows
+from chatwright.conversations.lasting_names import lasting_name
 from chatwright.conversations.places import without_nulls
 from chatwright.conversations.regrouping import regroup
-from chatwright.conversations.renames import Renames
+from chatwright.conversations.renames import Renames, require_names
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.stores import LOCAL_SCHEME, StoreFile, is_url, store_files
 from chatwright.errors import DataError
@@ -149,7 +150,12 @@ def load_conversations(
         DataError: for a bad row (unless skipped), rows of no known format, or when not one row is left.
     """
     name = source_text(source)
-    rows = list(islice(regroup(format, scan_rows(source, hub_mode, renames)), start, stop))
+    scanned: Iterable[RawRow] = scan_rows(source, hub_mode)
+    if renames is not None:
+        scanned = list(scanned)
+        require_names(renames, (raw.value for raw in scanned if not raw.error), name)
+        scanned = _renamed(scanned, renames)
+    rows = list(islice(regroup(format, scanned), start, stop))
     if not rows:
         where = f" in [{start or 0}, {'end' if stop is None else stop})" if start or stop is not None else ""
         raise DataError(f"there are no rows{where}", source=name, hint="give a source that has rows")
@@ -196,9 +202,9 @@ def fingerprint(source: Source) -> str | None:
         DataError: if the source can't be read, or only once.
     """
     if is_local(source):
-        return fingerprint_files(local_files(str(source)))
+        return fingerprint_files(local_files(str(source)), str(source))
     if is_url(source):
-        return fingerprint_files(remote_files(str(source)))
+        return fingerprint_files(remote_files(str(source)), str(source))
     digest = hashlib.sha256()
     if isinstance(source, str):
         commit = hub_commit(source)
@@ -213,10 +219,15 @@ def fingerprint(source: Source) -> str | None:
     return digest.hexdigest()
 
 
-def fingerprint_files(paths: Iterable[Path | StoreFile]) -> str:
-    """sha256 (hex) over the names and bytes of files, those in folders included, or what a store tells of them."""
+def fingerprint_files(paths: Iterable[Path | StoreFile], source: str) -> str:
+    """sha256 (hex) over the names and bytes of files, those in folders included, or what a store tells of them.
+
+    Args:
+        source: the path that they are found by: names are taken from there on, so that a moved folder is the same.
+    """
     digest = hashlib.sha256()
     for path in paths:
+        digest.update(f"{lasting_name(str(path), source)}\0".encode("utf-8", "surrogatepass"))
         if not isinstance(path, Path):
             _add_store_file(digest, path)
             continue
@@ -236,7 +247,7 @@ def _add_store_file(digest: hashlib._Hash, file: StoreFile) -> None:
 
 def _add_file(digest: hashlib._Hash, path: Path) -> None:
     """Add a file's name, size and bytes; the name tells how it is read, the size where it ends."""
-    digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    digest.update(f"{path.name}\0{path.stat().st_size}\0".encode("utf-8", "surrogatepass"))
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -254,7 +265,21 @@ def scan_rows(source: Source, hub_mode: HubMode = "cached", renames: Renames | N
         DataError: if the source as a whole can't be read.
     """
     rows = _scan(source, hub_mode)
-    return rows if renames is None else (raw._replace(value=renames.apply(raw.value)) for raw in rows)
+    return rows if renames is None else _renamed(rows, renames)
+
+
+def require_fields(source: Source, hub_mode: HubMode, renames: Renames | None) -> None:
+    """Refuse names for fields that the first rows of a source haven't.
+
+    Raises:
+        DataError: naming the field and those that there are.
+    """
+    if renames is not None and (renames.columns or renames.message_columns):
+        require_names(renames, (raw.value for raw in _scan(source, hub_mode) if not raw.error), source_text(source))
+
+
+def _renamed(rows: Iterable[RawRow], renames: Renames) -> Iterator[RawRow]:
+    return (raw._replace(value=renames.apply(raw.value)) for raw in rows)
 
 
 def _scan(source: Source, hub_mode: HubMode) -> Iterator[RawRow]:

@@ -22,7 +22,7 @@ from chatwright.conversations.documents import document_conversation
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.preferences import detect_preference_format
 from chatwright.conversations.schema import Conversation, Document
-from chatwright.conversations.sources import memory_rows
+from chatwright.conversations.sources import memory_rows, require_fields
 from chatwright.errors import DataError, UserError
 from chatwright.preparation.assemble import Load, Rendered, assemble
 from chatwright.preparation.cache import aside_of, install, only_one, read_rendered, sweep, write_account
@@ -108,10 +108,11 @@ def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
     """The entry's format; where it is detected, from its first rows (at least one) that can be read.
 
     Raises:
-        DataError: none can be read, or they are of no known format.
+        DataError: none can be read, or they are of no known format, or have none of a renamed field.
     """
     if entry.is_text:
         return TEXT
+    require_fields(entry.path or "", entry.hub_mode, entry.renames)
     if entry.format != "auto":
         return entry.format
     if entry.on_bad_row == "error":
