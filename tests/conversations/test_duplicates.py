@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from chatwright.conversations.duplicates import (
     bands_for,
+    content_key,
     dedup_key,
     dedup_text,
     find_exact,
@@ -130,18 +131,27 @@ def test_keys_see_what_is_said_and_no_more():
     same = [
         chat("What is  it?", "A river.\n"),
         replace(row, source="elsewhere", row=9, extra={"a": 1}),
+    ]
+    trained_otherwise = [
         chat("What is it?", "A river.", variables={"enable_thinking": False}),
+        replace(row, tools=({"type": "function", "function": {"name": "f"}},)),
+        Conversation((row.messages[0], replace(row.messages[1], train=False))),
+        Conversation((row.messages[0], replace(row.messages[1], weight=0.5))),
     ]
     other = [
         chat("What is it?", "A river!"),
         chat("What is it? A river."),
         Conversation(tuple(reversed(row.messages))),
-        replace(row, tools=({"type": "function", "function": {"name": "f"}},)),
+        replace(row, document=True),
         Conversation((row.messages[0], Message("assistant", (Part("thinking", "A river."),)))),
         chat("what is it?", "a river."),
     ]
     assert all(dedup_key(each) == dedup_key(row) for each in same)
-    assert len({dedup_key(each) for each in [row, *other]}) == 1 + len(other)
+    different = [row, *trained_otherwise, *other]
+    assert len({dedup_key(each) for each in different}) == len(different)
+    assert all(content_key(each) == content_key(row) for each in [*same, *trained_otherwise])
+    assert len({content_key(each) for each in [row, *other]}) == 1 + len(other)
+    assert all(dedup_key(each, content_key(each)) == dedup_key(each) for each in different)
     assert dedup_key(chat("é", "x")) == dedup_key(chat("e\u0301", "x"))
     assert dedup_key(calling(CALL)) != dedup_key(calling(replace(CALL, tool="python")))
 

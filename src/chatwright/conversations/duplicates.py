@@ -1,14 +1,15 @@
 """Which rows of a source repeat an earlier one, word for word or nearly: found over arrays, a million rows at a time.
 
-Per row a worker makes `dedup_key` (16 bytes) and `minhash(dedup_text)` (P × 4 bytes); the arrays may be memory-mapped
-files. Then `find_exact` and `find_near` tell for every row which kept row stands for it. Both are pure functions of
-their arrays and keep the first row of its kind.
+Per row a worker makes `content_key` and `dedup_key` (16 bytes each) and `minhash(dedup_text)` (P × 4 bytes); the arrays
+may be memory-mapped files. Then `find_exact` and `find_near` tell for every row which kept row stands for it. Both are
+pure functions of their arrays and keep the first row of its kind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -25,20 +26,41 @@ _LEAST_RECALL = 0.99
 _LEADERS_PER_BUCKET = 64
 
 
-def dedup_key(conversation: Conversation) -> bytes:
-    """A 128-bit hash of what a conversation says: roles, parts and tools; Unicode form and whitespace aside.
+def content_key(conversation: Conversation) -> bytes:
+    """A 128-bit hash of what a conversation says: roles and parts; Unicode form and whitespace aside.
 
-    Which replies are trained, and columns beside the messages, don't count.
+    How it is shown and trained doesn't count: rows alike in this key must not be trained on and measured on.
     """
-    fields: list[str] = []
+    fields: list[str] = ["\x03"] if conversation.document else []
     for message in conversation.messages:
         fields.append(f"\x01{message.role}")
         for part in message.parts:
             words = " ".join(unicodedata.normalize("NFC", part.text).split())
             fields.append(f"\x02{part.kind}\x02{part.tool or ''}\x02{words}")
-    if conversation.tools:
-        fields.append(json.dumps(conversation.tools, sort_keys=True, ensure_ascii=False, default=repr))
-    text = "\x00".join(fields)
+    return _digest("\x00".join(fields))
+
+
+def dedup_key(conversation: Conversation, content: bytes | None = None) -> bytes:
+    """A 128-bit hash of what a conversation trains: its content, tools, template variables, train flags and weights.
+
+    Its place and columns beside the messages don't count.
+
+    Args:
+        content: its `content_key`, where it is known.
+    """
+    content = content or content_key(conversation)
+    flags = [
+        (place, message.train, message.weight)
+        for place, message in enumerate(conversation.messages)
+        if message.train is not None or message.weight != 1
+    ]
+    if not (flags or conversation.tools or conversation.variables):
+        return content
+    beside = [flags, conversation.tools, dict(conversation.variables)]
+    return _digest(content.hex() + json.dumps(beside, sort_keys=True, ensure_ascii=False, default=repr))
+
+
+def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
@@ -127,6 +149,7 @@ def _band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
             total += (banded[:, :, place].astype(np.uint64) + np.uint64(1)) * weights[place]
         total ^= total >> np.uint64(29)
         keys[:, first : first + len(chunk)] = (total * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)).T
+        _let_go(signatures)
     return keys
 
 
@@ -138,6 +161,7 @@ def _two_words(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         chunk = np.asarray(signatures[first : first + _ROWS_PER_CHUNK]).astype(np.uint64)
         left[first : first + len(chunk)] = (chunk * weights[0]).sum(axis=1)
         right[first : first + len(chunk)] = ((chunk ^ (chunk << np.uint64(32))) * weights[1]).sum(axis=1)
+        _let_go(signatures)
     return left, right
 
 
@@ -169,7 +193,14 @@ def _verify(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, thresho
     for first in range(0, len(left), _PAIRS_PER_CHUNK):
         part = slice(first, first + _PAIRS_PER_CHUNK)
         alike[part] = similarity(signatures[left[part]], signatures[right[part]]) >= threshold
+        _let_go(signatures)
     return alike
+
+
+def _let_go(array: np.ndarray) -> None:
+    """Give the pages of a memory-mapped file back: read ones would count as this process's memory until the end."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _code(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:

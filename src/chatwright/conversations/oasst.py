@@ -16,6 +16,8 @@ from chatwright.conversations.places import Place, read_mapping, read_text, show
 from chatwright.conversations.schema import Conversation, Message, Role
 
 _ROLES: dict[str, Role] = {"prompter": "user", "user": "user", "assistant": "assistant"}
+TREE_FIELD = "message_tree_id"
+"""The field, and then the key of `extra`, that names the tree a thread belongs to."""
 _FLAT_FIELDS = {"message_id", "text", "role"}
 
 
@@ -109,7 +111,7 @@ def _join(found: Iterable[tuple[RawRow, dict[str, Any]]], nodes: Mapping[str, di
     for raw, node in found:
         parent = node.get("parent_id")
         if parent is None:
-            tree = {"message_tree_id": node.get("message_tree_id", node["message_id"]), "prompt": node}
+            tree = {TREE_FIELD: node.get(TREE_FIELD, node["message_id"]), "prompt": node}
             out.append(raw._replace(value=tree))
         elif str(parent) in nodes:
             nodes[str(parent)]["replies"].append(node)
@@ -134,13 +136,14 @@ def _threads(raw: RawRow) -> Iterator[RawRow]:
         yield raw
         return
     place = Place(raw.source, raw.number, ("prompt",))
+    tree = {TREE_FIELD: root.get("message_id", f"{raw.source} row {raw.number}"), **raw.value}
     seen: set[tuple[int, ...]] = set()
     for path in _all_paths(root, place):
         while len(path) > 1 and path[-1].get("role") != "assistant":
             path.pop()
         if (key := tuple(map(id, path))) not in seen:
             seen.add(key)
-            yield raw._replace(value={**raw.value, "prompt": _chain(path)})
+            yield raw._replace(value={**tree, "prompt": _chain(path)})
 
 
 def _all_paths(root: Mapping[str, Any], place: Place) -> Iterator[list[Mapping[str, Any]]]:

@@ -9,16 +9,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from chatwright.batches.token_cache import load_store, save_stores
 from chatwright.batches.token_store import TokenStore, concatenate
-from chatwright.conversations.duplicates import find_exact, find_near
+from chatwright.conversations.duplicates import KEY_BYTES, find_exact, find_near
 from chatwright.conversations.filters import ExactDuplicates, build_filters
+from chatwright.conversations.hashing import scattered
+from chatwright.conversations.lasting_names import lasting_name
+from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.preparation.columns import CONTENT, EXACT, NEAR, TREE, Columns, gathered
+from chatwright.preparation.held_out import draw_groups, linked
 from chatwright.preparation.marks import merged_reports
 from chatwright.preparation.rows import PreparedRows, RowFacts, require_fitting
 from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
@@ -36,6 +42,7 @@ class Rendered:
         entries, ledger: the account.
         entry_index: int64 `[n]`, the entry of each training example.
         contamination: what `ContaminationReport.to_dict` gives, where rows were compared with evaluations.
+        heldout_entries: the account of held-out data of its own.
     """
 
     store: TokenStore
@@ -44,6 +51,7 @@ class Rendered:
     entry_index: np.ndarray
     ledger: Ledger
     contamination: dict[str, Any] | None = None
+    heldout_entries: tuple[EntryInfo, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,18 +59,33 @@ class _Entry:
     """One entry's examples over all its ranges.
 
     Args:
+        sizes: examples of each range.
         rows: int64 `[n]`, each example's row over all sources, equal for one row of one file.
-        names: the row's draw, uint64 `[n]`.
+        draws: the row's draw, uint64 `[n]`.
+        row_of: int64 `[n]`, each example's row in the columns of all ranges; empty where there are none.
         alive: bool `[n]`, still to be used.
     """
 
     work: EntryWork
     parts: Sequence[Load]
+    facts: RowFacts
     sizes: list[int]
     rows: np.ndarray
     draws: np.ndarray
+    row_of: np.ndarray
     lengths: np.ndarray
     alive: np.ndarray
+
+    def columns(self) -> list[Callable[[], Columns]]:
+        """The columns of each range."""
+        return [partial(_columns_of, part) for part in self.parts]
+
+    def column(self, name: str) -> np.ndarray:
+        """A narrow column, an item for each example."""
+        if not len(self.row_of):
+            return np.zeros((0, KEY_BYTES) if name == CONTENT else 0, dtype=np.uint8 if name == CONTENT else np.uint64)
+        with gathered(self.columns(), name, np.arange(int(self.row_of.max()) + 1), None) as found:
+            return found[self.row_of]
 
 
 def assemble(
@@ -86,27 +109,34 @@ def assemble(
     ledger = Ledger()
     places: dict[str, int] = {}
     reports: list[dict[str, Any] | None] = []
-    read = [_read(work, parts, places, render, ledger, reports) for work, parts in entries]
-    infos = tuple(info for _, info in read if info is not None)
-    ours = [entry for entry, _ in read]
+    ours = [_read(work, parts, places, render, ledger, reports) for work, parts in entries]
+    scratch = save_to if save_to is not None and save_to.is_dir() else None
     for entry in ours:
-        _drop_duplicates(entry, ledger)
+        _drop_duplicates(entry, ledger, scratch)
         _cap_rows(entry, ledger)
-    held = _draw_heldout([entry for entry in ours if not entry.work.heldout], share)
+    training = [entry for entry in ours if not entry.work.heldout]
+    away = _split(ours, share, ledger)
     train: list[Callable[[], TokenStore]] = []
     heldout: list[Callable[[], TokenStore]] = []
-    for entry in ours:
-        away = entry.alive if entry.work.heldout else entry.alive & np.isin(entry.rows, held)
+    for entry, out in zip(ours, away, strict=True):
+        ledger.count(entry.work.name, Stage.HELD_OUT, int(out.sum()), int(entry.lengths[out].sum()))
         if not entry.work.heldout:
-            ledger.count(entry.work.name, Stage.HELD_OUT, int(away.sum()), int(entry.lengths[away].sum()))
-            train += _taken(entry, entry.alive & ~away)
-        heldout += _taken(entry, away)
-    counts = [int((e.alive & ~np.isin(e.rows, held)).sum()) for e in ours if not e.work.heldout]
+            train += _taken(entry, entry.alive & ~out)
+        heldout += _taken(entry, out)
+    counts = [int((e.alive & ~out).sum()) for e, out in zip(ours, away, strict=True) if not e.work.heldout]
     owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     stores = [
         _stored(parts, save_to and save_to / name, key) for parts, name in ((train, "train"), (heldout, "heldout"))
     ]
-    return Rendered(stores[0], stores[1], infos, owner, ledger, merged_reports(reports))
+    return Rendered(
+        stores[0],
+        stores[1],
+        tuple(entry.facts.info(entry.work) for entry in training),
+        owner,
+        ledger,
+        merged_reports(reports),
+        tuple(entry.facts.info(entry.work) for entry in ours if entry.work.heldout),
+    )
 
 
 def _read(
@@ -116,49 +146,48 @@ def _read(
     render: RenderWork,
     ledger: Ledger,
     reports: list[dict[str, Any] | None],
-) -> tuple[_Entry, EntryInfo | None]:
-    """The keys of an entry's examples; its account goes to the ledger (held-out data of its own isn't counted)."""
+) -> _Entry:
+    """The keys of an entry's examples; its account goes to the ledger."""
     facts, rows, draws, lengths = RowFacts(), [], [], []
+    row_of, rows_before = [], 0
     for part in parts:
         prepared = part()
         store = prepared.store
         facts.add(prepared.facts)
         reports.append(prepared.contamination)
-        if not work.heldout:
-            ledger.merge(prepared.ledger)
+        ledger.merge(prepared.ledger)
         own = np.array([places.setdefault(source, len(places)) for source in store.sources], dtype=np.int64)
-        names = np.array([_name_hash(source, render.seed) for source in store.sources], dtype=np.uint64)
+        lasting = [lasting_name(source, work.entry.path) for source in store.sources]
+        names = np.array([_name_hash(name, render.seed) for name in lasting], dtype=np.uint64)
         rows.append((own[store.source_index] << 40) + store.rows if len(own) else store.rows.astype(np.int64))
         draws.append(
-            _mixed(names[store.source_index] ^ store.rows.astype(np.uint64)) if len(own) else np.empty(0, np.uint64)
+            scattered(names[store.source_index] ^ store.rows.astype(np.uint64)) if len(own) else np.empty(0, np.uint64)
         )
         lengths.append(store.lengths)
+        row_of.append(prepared.row_of + rows_before)
+        rows_before += max((len(column) for column in prepared.columns.values()), default=0)
     require_fitting(facts, render.max_tokens)
     joined = np.concatenate(lengths)
-    entry = _Entry(
+    return _Entry(
         work,
         parts,
+        facts,
         [len(each) for each in rows],
         np.concatenate(rows),
         np.concatenate(draws),
+        np.concatenate(row_of),
         joined,
         np.ones(len(joined), dtype=bool),
     )
-    return entry, None if work.heldout else facts.info(work)
 
 
-def _name_hash(source: str, seed: int) -> int:
-    """A source's part of its rows' draws: by file name, so that a moved folder gives the same draws."""
-    name = source if "://" in source else PurePath(source).name
+def _columns_of(part: Load) -> Columns:
+    return part().columns
+
+
+def _name_hash(name: str, seed: int) -> int:
+    """A source's part of its rows' draws."""
     return int.from_bytes(hashlib.sha256(f"{seed}/rows/{name}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """uint64 values spread evenly (the finalizer of splitmix64, Steele, Lea and Flood 2014)."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _drop(entry: _Entry, gone: np.ndarray, reason: str, ledger: Ledger) -> None:
@@ -170,24 +199,17 @@ def _drop(entry: _Entry, gone: np.ndarray, reason: str, ledger: Ledger) -> None:
         entry.alive &= ~gone
 
 
-def _drop_duplicates(entry: _Entry, ledger: Ledger) -> None:
-    """Drop the examples of rows that repeat an earlier row of the entry."""
+def _drop_duplicates(entry: _Entry, ledger: Ledger, scratch: Path | None) -> None:
+    """Drop the examples of rows that repeat an earlier row of the entry; rows without an example stand for none."""
     for each in build_filters(entry.work.entry.filters).duplicates:
-        column = "exact" if isinstance(each, ExactDuplicates) else "near"
-        values, row_of, first = [], [], 0
-        for part in entry.parts:
-            prepared = part()
-            found = prepared.columns.get(column)
-            if found is not None:
-                values.append(found)
-                row_of.append(prepared.row_of + first)
-                first += len(found)
-        if not values:
-            continue
-        table = np.concatenate(values)
-        same_as = find_exact(table) if isinstance(each, ExactDuplicates) else find_near(table, each.threshold)
-        repeated = same_as != np.arange(len(table))
-        _drop(entry, entry.alive & repeated[np.concatenate(row_of)], each.label, ledger)
+        living = np.unique(entry.row_of[entry.alive])
+        if not len(living):
+            return
+        exact = isinstance(each, ExactDuplicates)
+        with gathered(entry.columns(), EXACT if exact else NEAR, living, scratch) as table:
+            same_as = find_exact(table) if isinstance(each, ExactDuplicates) else find_near(table, each.threshold)
+        repeated = living[same_as != np.arange(len(living))]
+        _drop(entry, entry.alive & np.isin(entry.row_of, repeated), each.label, ledger)
 
 
 def _cap_rows(entry: _Entry, ledger: Ledger) -> None:
@@ -207,19 +229,76 @@ def _rows_by_draw(entry: _Entry, chosen: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((rows, entry.draws[chosen][first]))]
 
 
-def _draw_heldout(entries: Sequence[_Entry], share: float) -> np.ndarray:
-    """The held-out rows: of each entry those with the lowest draws, at least one on either side.
+def _split(entries: Sequence[_Entry], share: float, ledger: Ledger) -> list[np.ndarray]:
+    """For each entry which of its examples are held out, bool `[n]`; drops held-out data that is trained on."""
+    away = [entry.alive & entry.work.heldout for entry in entries]
+    if share:
+        training = [place for place, entry in enumerate(entries) if not entry.work.heldout]
+        drawn = _draw_heldout([entries[place] for place in training], share)
+        for place, out in zip(training, drawn, strict=True):
+            away[place] = out
+    if any(e.work.heldout for e in entries) and not all(e.work.heldout for e in entries):
+        _drop_trained(entries, away, ledger)
+        away = [out & entry.alive for entry, out in zip(entries, away, strict=True)]
+    return away
 
-    A row that several entries read is held out of all of them or of none: the first that reads it decides.
+
+def _draw_heldout(entries: Sequence[_Entry], share: float) -> list[np.ndarray]:
+    """For each entry the examples held out: whole groups of rows with the lowest draws, at least one on either side.
+
+    Rows of a group say the same, come of one tree, or are one row that several entries read; the first entry that has
+    rows of it decides for all.
     """
+    contents, trees = _labels(entries)
+    alive, rows = (np.concatenate([getattr(entry, name) for entry in entries]) for name in ("alive", "rows"))
+    kinds = [np.where(alive, labels, -1) for labels in (contents, trees, np.unique(rows, return_inverse=True)[1])]
+    group = linked(kinds, len(alive))
     chosen = seen = np.empty(0, dtype=np.int64)
-    for entry in entries if share else ():
-        rows = _rows_by_draw(entry, entry.alive)
-        fresh = rows[~np.isin(rows, seen)]
-        count = max(0, min(max(1, round(share * len(fresh))), len(fresh) - 1))
-        chosen = np.concatenate([chosen, fresh[:count]])
-        seen = np.concatenate([seen, fresh])
-    return chosen
+    ends = np.cumsum([0, *(len(entry.alive) for entry in entries)])
+    own = [group[start:stop] for start, stop in pairwise(ends)]
+    for entry, groups in zip(entries, own, strict=True):
+        fresh = np.flatnonzero(entry.alive & ~np.isin(groups, seen))
+        row = fresh[np.unique(entry.rows[fresh], return_index=True)[1]]  # an example of each row
+        chosen = np.concatenate([chosen, draw_groups(groups[row], entry.draws[row], share)])
+        seen = np.concatenate([seen, np.unique(groups[row])])
+    return [entry.alive & np.isin(groups, chosen) for entry, groups in zip(entries, own, strict=True)]
+
+
+def _drop_trained(entries: Sequence[_Entry], away: Sequence[np.ndarray], ledger: Ledger) -> None:
+    """Drop rows of held-out data of its own that are trained on, or come of a tree that is.
+
+    Raises:
+        DataError: no other rows are left to measure on.
+    """
+    contents, trees = _labels(entries)
+    trained = np.concatenate([e.alive & ~out & (not e.work.heldout) for e, out in zip(entries, away, strict=True)])
+    same = np.isin(contents, contents[trained])
+    akin = (trees >= 0) & np.isin(trees, trees[trained])
+    first, before = 0, 0
+    for entry in entries:
+        part = slice(first, first + len(entry.alive))
+        first = part.stop
+        if not entry.work.heldout:
+            continue
+        before += int(entry.alive.sum())
+        for found, reason in ((same, "trained on too"), (akin, "of a conversation tree that is trained on")):
+            gone = entry.alive & found[part]
+            if gone.any():
+                entry.facts.notes[f"left out of the held-out data: {reason}"] += len(np.unique(entry.rows[gone]))
+            _drop(entry, gone, reason, ledger)
+    if before and not any(entry.alive.any() for entry in entries if entry.work.heldout):
+        raise DataError(
+            "all rows of the held-out data are trained on too, so they can't tell how well the model does on new ones",
+            source=", ".join(entry.work.name for entry in entries if entry.work.heldout),
+            hint="give other rows as heldout.data, or hold out a part of the data with heldout.share",
+        )
+
+
+def _labels(entries: Sequence[_Entry]) -> tuple[np.ndarray, np.ndarray]:
+    """Over the examples of all entries: labels of what a row says, and of its tree (-1 for none); int64 `[n]` each."""
+    contents = find_exact(np.concatenate([entry.column(CONTENT) for entry in entries]))
+    trees = np.concatenate([entry.column(TREE) for entry in entries])
+    return contents, np.where(trees > 0, np.unique(trees, return_inverse=True)[1], -1)
 
 
 def _taken(entry: _Entry, wanted: np.ndarray) -> list[Callable[[], TokenStore]]:

@@ -30,6 +30,7 @@ def write_account(rendered: Rendered, folder: Path) -> None:
     """Write what stands beside the two stores that `assemble` has written to `folder`."""
     facts: dict[str, Any] = {
         "entries": [asdict(entry) for entry in rendered.entries],
+        "heldout_entries": [asdict(entry) for entry in rendered.heldout_entries],
         "ledger": rendered.ledger.to_dict(),
     }
     facts["contamination"] = rendered.contamination
@@ -44,11 +45,12 @@ def read_rendered(folder: Path, key: str) -> Rendered | None:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8", errors="surrogatepass"))
         store, heldout = load_store(folder / "train", key), load_store(folder / "heldout", key)
         entries = tuple(EntryInfo.from_dict(entry) for entry in facts["entries"])
+        measured = tuple(EntryInfo.from_dict(entry) for entry in facts["heldout_entries"])
         ledger, owner = Ledger.from_dict(facts["ledger"]), np.load(folder / "entry_index.npy")
         contamination = facts["contamination"]
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None  # rendered anew, and written over
-    return Rendered(store, heldout, entries, owner, ledger, contamination)
+    return Rendered(store, heldout, entries, owner, ledger, contamination, measured)
 
 
 def install(aside: Path, folder: Path) -> None:

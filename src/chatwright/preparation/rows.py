@@ -13,16 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from chatwright.batches.token_store import TokenStore, concatenate
-from chatwright.conversations.duplicates import dedup_key, dedup_text, key_array
 from chatwright.conversations.files import RawRow
-from chatwright.conversations.filters import ExactDuplicates, NearDuplicates, RowFilters, build_filters
-from chatwright.conversations.minhash import minhash_many
+from chatwright.conversations.filters import RowFilters, build_filters
 from chatwright.conversations.preference_types import Dropped
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import general_field
 from chatwright.conversations.transforms import RowTransforms, build_transforms
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.preparation.columns import RowColumns
 from chatwright.preparation.marks import ContaminationCheck, Marks
 from chatwright.preparation.row_kinds import MOST_CHARACTERS, convert_row, cut_of, size_of
 from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
@@ -193,7 +192,7 @@ def prepare_rows(
         TemplateError: the template can't render a row faithfully.
     """
     reader = RowReader(work, render.seed, check)
-    columns = RowColumns(reader.filters)
+    columns = RowColumns(reader.filters, compared=render.compared)
     stores: list[TokenStore] = []
     done = 0
     for group in _groups(reader.read(rows), ROWS_AT_ONCE):
@@ -308,38 +307,6 @@ def require_fitting(facts: RowFacts, max_tokens: int) -> None:
         row=worst[0][2],
         hint=f"set max_tokens to {worst[0][0]} or more, or overflow to drop, truncate or split_turns",
     )
-
-
-class RowColumns:
-    """Gathers the per-row columns that an entry's duplicate filters need; nothing where it has none."""
-
-    def __init__(self, filters: RowFilters) -> None:
-        self.exact = any(isinstance(each, ExactDuplicates) for each in filters.duplicates)
-        self.near = any(isinstance(each, NearDuplicates) for each in filters.duplicates)
-        self._keys: list[np.ndarray] = []
-        self._signatures: list[np.ndarray] = []
-        self._row_of: list[np.ndarray] = []
-        self._rows = 0
-
-    def add(self, group: Sequence[Conversation], examples: Sequence[RenderedExample]) -> None:
-        """Add a group of rows and the examples that were made of them."""
-        if not (self.exact or self.near):
-            return
-        place = {(c.source, c.row): self._rows + index for index, c in enumerate(group)}
-        self._row_of.append(np.array([place[e.key.source, e.key.row] for e in examples], dtype=np.int64))
-        self._rows += len(group)
-        if self.exact:
-            self._keys.append(key_array([dedup_key(conversation) for conversation in group]))
-        if self.near:
-            self._signatures.append(minhash_many([dedup_text(conversation) for conversation in group]))
-
-    def finish(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The columns, and each example's row in them."""
-        if not self._row_of:
-            return {}, np.empty(0, dtype=np.int64)
-        made = {"exact": self._keys, "near": self._signatures}
-        columns = {name: np.concatenate(parts) for name, parts in made.items() if parts}
-        return columns, np.concatenate(self._row_of)
 
 
 def named_rows(conversations: Sequence[Conversation], name: str) -> Iterator[RawRow]:

@@ -55,6 +55,7 @@ class RenderWork:
         folder: where the tokenizer's files are. template: the template's settings.
         max_tokens: longest example; `overflow` says what happens to longer ones.
         seed: of the run, for row transforms and draws.
+        compared: rows get keys of what they say, which tell held-out rows from trained ones.
     """
 
     folder: str
@@ -62,6 +63,7 @@ class RenderWork:
     max_tokens: int
     overflow: Overflow
     seed: int
+    compared: bool = False
 
     def load_template(self) -> Template:
         """The template, from the tokenizer's folder."""

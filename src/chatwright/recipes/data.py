@@ -64,6 +64,7 @@ class RunData:
         ledger: counted, named reasons for all that was left out.
         from_cache: the tokens were read from the cache, not rendered anew.
         contamination: what `ContaminationReport.to_dict` gives, where the recipe compares rows with evaluations.
+        heldout_entries: what each entry of held-out data of its own gave.
     """
 
     text: TextSetup
@@ -75,6 +76,7 @@ class RunData:
     ledger: Ledger
     from_cache: bool
     contamination: dict[str, Any] | None = None
+    heldout_entries: tuple[EntryInfo, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -206,6 +208,7 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
         ledger,
         from_cache,
         rendered.contamination,
+        rendered.heldout_entries,
     )
 
 

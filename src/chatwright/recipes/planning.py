@@ -105,10 +105,9 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
 
 def _warnings(data: RunData, longest: int) -> list[str]:
     """What can be done as asked, but may not be what was meant."""
-    found = [
-        f"{entry.name}: {count:,} rows {reason}" for entry in data.entries for reason, count in entry.notes.items()
-    ]
-    found += [f"skipped {place}" for entry in data.entries for place in entry.skip_places[:SKIPPED_SHOWN]]
+    entries = (*data.entries, *data.heldout_entries)
+    found = [f"{entry.name}: {count:,} rows {reason}" for entry in entries for reason, count in entry.notes.items()]
+    found += [f"skipped {place}" for entry in entries for place in entry.skip_places[:SKIPPED_SHOWN]]
     return found + longer_than_context(data.text, longest)
 
 

@@ -56,7 +56,8 @@ def plan_entries(settings: RunSettings, sources: Mapping[str, Any] | None = None
         planned = [given_entry(rows, name, policy) for name, rows in sources.items()]
     for number, entry in enumerate(settings.heldout.data, len(planned)):
         policy = mask_policy(entry, settings)
-        planned.append(plan_entry(entry, entry.source_name, number, policy, rows, seed, heldout=True))
+        name = own_name(f"{entry.source_name} (held out)", names)
+        planned.append(plan_entry(entry, name, number, policy, rows, seed, heldout=True))
     return planned
 
 
