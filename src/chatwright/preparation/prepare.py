@@ -171,6 +171,7 @@ def prepare(
         DataError: a bad row, one with nothing to train, or over-long ones. UserError: another process found one.
     """
     crew = crew or Crew()
+    render = replace(render, compared=share > 0 or any(entry.work.heldout for entry in entries))
     job = _Job(entries, render, template, share, check)
     if folder is not None and not crew.alone:
         return _by_crew(job, settings, folder, key, crew)
