@@ -155,7 +155,7 @@ def test_changes_are_recorded_by_name_in_order():
         ({"kind": "random_system", "prompts": [" "]}, "blank"),
         ({**SYSTEM, "probability": 1.5}, "less than or equal to 1"),
         ({"kind": "keep_last_turns", "turns": 0}, "greater than or equal to 1"),
-        ({"kind": "nothing"}, "random_system"),
+        ({"kind": "random_sistem", "prompts": ["a"]}, "did you mean 'random_system'"),
     ],
 )
 def test_wrong_settings_are_told(settings, words):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 
 from chatwright.checkpoints.imports import cache_folder
+from chatwright.conversations.python_filter import find_function
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Stage
 from chatwright.recipes.data import RunData, build_data
+from chatwright.recipes.rendering import data_fingerprint
 from chatwright.templates.rendered import ExampleKey
 from tiny_model import CONTROL, make_tiny_model
 from training_runs import conversations, recipe, write_rows
@@ -155,6 +159,37 @@ def change_a_letter(rows: Path) -> dict[str, Any]:
     return {}
 
 
+SYSTEM = {"kind": "random_system", "probability": 0.5, "prompts": ["Be kind."]}
+
+
+def own(rows: Path) -> dict[str, Any]:
+    """An entry of other rows."""
+    return {"path": str(write_rows(rows.parent / "own.jsonl", conversations(5, start=50)))}
+
+
+def entry(rows: Path, **options: Any) -> dict[str, Any]:
+    """A recipe of one entry."""
+    return {"data": [{"path": str(rows), **options}]}
+
+
+def filtered(rows: Path, limit: int) -> dict[str, Any]:
+    """A recipe whose filter is a function that stands beside the rows, as a new process would read it."""
+    code = f"def keep(conversation):\n    return conversation.row < {limit}  # of twenty rows\n"
+    (rows.parent / "own_rules.py").write_text(code)
+    sys.modules.pop("own_rules", None)
+    find_function.cache_clear()
+    shutil.rmtree(rows.parent / "__pycache__", ignore_errors=True)
+    importlib.invalidate_caches()
+    return entry(rows, filters=[{"kind": "python", "function": "own_rules:keep"}])
+
+
+def in_folder(rows: Path, name: str) -> dict[str, Any]:
+    """A recipe of a folder that holds the rows in a folder of this name."""
+    shutil.rmtree(rows.parent / "folders", ignore_errors=True)
+    write_rows(rows.parent / "folders" / name / "rows.jsonl", conversations(20))
+    return entry(rows.parent / "folders", transforms=[SYSTEM])
+
+
 CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "data": change_a_letter,
     "template": lambda rows: {"template": {"default_system": "Be kind."}},
@@ -166,18 +201,62 @@ CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "rows": lambda rows: {"data": [{"path": str(rows), "stop": 19}]},
     "held-out share": lambda rows: {"heldout": {"share": 0.1}},
     "held-out seed": lambda rows: {"heldout": {"share": 0.2}, "train": {"seed": 9}},
+    "held-out data": lambda rows: {"heldout": {"data": [own(rows)]}},
+    "a held-out file trained on": lambda rows: {"data": [{"path": str(rows)}, own(rows)]},
+    "a trained file held out": lambda rows: {"heldout": {"data": [own(rows)]}},
+    "a filter": lambda rows: entry(rows, filters=[{"kind": "length", "of": "replies", "max": 40}]),
+    "a filter's body": lambda rows: filtered(rows, 7),
+    "a transform": lambda rows: entry(rows, transforms=[SYSTEM]),
+    "transforms' seed": lambda rows: {**entry(rows, transforms=[SYSTEM]), "train": {"seed": 9}},
+    "a folder's name": lambda rows: in_folder(rows, "b"),
 }
+
+BEFORE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "held-out seed": lambda rows: {"heldout": {"share": 0.2}},
+    "a held-out file trained on": lambda rows: {"heldout": {"data": [own(rows)]}},
+    "a trained file held out": lambda rows: {"data": [{"path": str(rows)}, own(rows)]},
+    "a filter's body": lambda rows: filtered(rows, 12),
+    "transforms' seed": lambda rows: entry(rows, transforms=[SYSTEM]),
+    "a folder's name": lambda rows: in_folder(rows, "a"),
+}
+"""What the run before the change was, where it isn't the plain recipe."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_cache_is_not_used_after_a_change(tiny_model: Path, rows: Path, change: str) -> None:
+def test_the_cache_is_not_used_after_a_change(
+    tiny_model: Path, rows: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PITFALL 20; what comes out is what a run without any cache makes."""
-    built(tiny_model, rows, heldout={"share": 0.2} if change == "held-out seed" else {})
+    monkeypatch.syspath_prepend(str(rows.parent))
+    built(tiny_model, rows, **(BEFORE[change](rows) if change in BEFORE else {}))
     changes = CHANGES[change](rows)
     changed = built(tiny_model, rows, **changes)
     assert not changed.from_cache
     shutil.rmtree(cache_folder())
-    assert store_lists(changed) == store_lists(built(tiny_model, rows, **changes))
+    again = built(tiny_model, rows, **changes)
+    assert store_lists(changed) == store_lists(again) and changed.heldout.keys == again.heldout.keys
+
+
+def test_a_moved_folder_gives_the_same_tokens(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key stays, so the tokens must: draws go by a file's place below the entry, not on the disk."""
+    changes = {"data": [{"path": "$MINE", "transforms": [SYSTEM], "max_rows": 25}], "heldout": {"share": 0.2}}
+    found = []
+    for place in ("one", "two/deep"):
+        for index in range(30):
+            write_rows(tmp_path / place / f"{index}" / "row.jsonl", conversations(1, start=index))
+        monkeypatch.setenv("MINE", str(tmp_path / place))
+        for cached in (False, True):
+            data = built(tiny_model, tmp_path / "none.jsonl", **changes)
+            assert data.from_cache == cached
+            if not cached:
+                key = data_fingerprint(recipe(tiny_model, tmp_path, tmp_path / "run", **changes), data.text.template)
+                found.append((key, store_lists(data)[:2], data.heldout.ids.tolist()))
+        shutil.rmtree(cache_folder())
+    assert found[0] == found[1]
+    systems = sum("Be kind." in data.text.tokenizer.decode(data.store.example(i)[0].tolist()) for i in range(20))
+    assert 3 < systems < 17, "files of one name in different folders are drawn apart"
 
 
 def test_the_cache_is_not_used_for_another_tokenizer(tiny_model: Path, rows: Path, tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def text_fingerprint(source: str) -> str | None:
     Raises:
         DataError: there is no such source.
     """
-    return fingerprint_files(_files(source)) if is_local(source) or is_url(source) else fingerprint(source)
+    found = is_local(source) or is_url(source)
+    return fingerprint_files(_files(source), source) if found else fingerprint(source)
 
 
 # Ranges

@@ -23,6 +23,14 @@ class KindSettings(Settings):
         """What ledgers and records call it."""
         return self.name or str(getattr(self, "kind", ""))
 
+    def identity(self) -> str:
+        """What decides its answers beside the settings: a hash of a user's code, a library's version; else nothing.
+
+        Raises:
+            UserError: what it needs is missing.
+        """
+        return ""
+
     @model_serializer(mode="wrap")
     def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The kind is always written, also where defaults are left out: without it nothing can be read back."""

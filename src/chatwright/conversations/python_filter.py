@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from chatwright.conversations.code_identity import code_identity
 from chatwright.conversations.row_filters import RowFilter
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError, DataError
@@ -21,7 +22,8 @@ class PythonFilter(RowFilter):
     """Asks a function `f(conversation) -> bool | str`: True keeps the row, False drops it, words drop it and say why.
 
     The function is imported by name in every worker process, so it must be a pure function of the conversation. Give
-    a few reasons that hold for many rows: the ledger counts each.
+    a few reasons that hold for many rows: the ledger counts each. Tokens are made anew when its module, or one of yours
+    that this imports, has changed; not for a change of a file that it reads.
 
     Args:
         function: `package.module:function`.
@@ -33,6 +35,11 @@ class PythonFilter(RowFilter):
     def prepare(self) -> None:
         """Import the function."""
         find_function(self.function)
+
+    def identity(self) -> str:
+        """A hash of its code."""
+        find_function(self.function)
+        return code_identity(self.function.partition(":")[0])
 
     def reason(self, conversation: Conversation) -> str | None:
         """The function's answer.

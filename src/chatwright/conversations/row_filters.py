@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from chatwright.conversations.code_identity import library_version
 from chatwright.conversations.exchanges import answers, exchanges, written_length
 from chatwright.conversations.kinds import KindSettings
 from chatwright.conversations.languages import known_languages, language_of
@@ -185,6 +186,10 @@ class LanguageFilter(RowFilter):
         if unknown:
             problem = f"allow: no such language: {', '.join(unknown)}; known: {', '.join(known)}"
             raise ConfigError([problem], source="filters: language")
+
+    def identity(self) -> str:
+        """The library's version."""
+        return library_version("py3langid")
 
     def reason(self, conversation: Conversation) -> str | None:
         """The language that was found."""

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from chatwright.conversations.hub import HUB_PREFIX, hub_commit
+from chatwright.conversations.lasting_names import lasting_name
 from chatwright.conversations.sources import local_files, remote_files
 from chatwright.conversations.stores import is_url
 
@@ -30,6 +31,7 @@ def sampled_fingerprint(source: str) -> str:
             digest.update(f"{stored.url}\0{stored.version or ''}\0".encode())
     else:
         for path in local_files(source):
+            digest.update(f"{lasting_name(str(path), source)}\0".encode("utf-8", "surrogatepass"))
             for file in sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]:
                 _add_samples(digest, file)
     return digest.hexdigest()

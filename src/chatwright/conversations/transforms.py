@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from chatwright.conversations.code_identity import library_version
 from chatwright.conversations.kinds import KindSettings
 from chatwright.conversations.lasting_names import lasting_name
 from chatwright.conversations.schema import Conversation, Message, Part
@@ -172,6 +173,10 @@ class FixMojibake(Transform):
     def prepare(self) -> None:
         """Load ftfy."""
         _fix_encoding()
+
+    def identity(self) -> str:
+        """The library's version."""
+        return library_version("ftfy")
 
     def apply(self, conversation: Conversation, draws: Draws) -> Conversation:
         """The row with its texts repaired."""

@@ -118,7 +118,7 @@ class RowReader:
         self.marks = check.begin() if check is not None and not work.heldout else None
         self.ledger, self.facts = Ledger(), RowFacts()
         self.filters: RowFilters = build_filters(work.entry.filters)
-        self.transforms: RowTransforms = build_transforms(work.entry.transforms)
+        self.transforms: RowTransforms = build_transforms(work.entry.transforms, work.entry.path)
 
     def read(self, rows: Iterable[RawRow]) -> Iterator[Conversation]:
         """The conversations of rows, in their order.

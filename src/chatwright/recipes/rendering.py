@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -135,15 +135,13 @@ def contamination_check(settings: RunSettings) -> ContaminationCheck | None:
 
 def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
     """What the token cache is keyed by; None where the data can't be fingerprinted without reading it all."""
-    prints = []
-    for entry in (*settings.data, *settings.heldout.data):
-        found = _entry_fingerprint(entry)
-        if found is None:
-            return None
-        prints.append([entry.model_dump(mode="json", exclude={"epochs", "weight"}), found])
+    data, heldout = (_fingerprints(entries) for entries in (settings.data, settings.heldout.data))
+    if data is None or heldout is None:
+        return None
     return cache_key(
         program=__version__,
-        data=prints,
+        data=data,
+        heldout=heldout,
         tokenizer=template.tokenizer.identity,
         template=template.identity,
         train_on=str(settings.template.train_on),
@@ -152,11 +150,26 @@ def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
         seed=settings.train.seed,
         max_tokens=settings.max_tokens,
         overflow=str(settings.overflow),
-        contamination=_contamination_identity(settings.contamination),
+        contamination=contamination_identity(settings.contamination),
     )
 
 
-def _contamination_identity(settings: ContaminationSettings | None) -> list[Any] | None:
+def _fingerprints(entries: Sequence[DataSettings]) -> list[Any] | None:
+    """What decides the rows of entries; None where one can't be fingerprinted."""
+    found = [
+        [entry.model_dump(mode="json", exclude={"epochs", "weight"}), code_of(entry), _entry_fingerprint(entry)]
+        for entry in entries
+    ]
+    return None if any(contents is None for *_, contents in found) else found
+
+
+def code_of(entry: DataSettings) -> list[str]:
+    """What code an entry's transforms and filters depend on beside ours: hashes and versions, in their order."""
+    return [each.identity() for each in (*entry.transforms, *entry.filters)]
+
+
+def contamination_identity(settings: ContaminationSettings | None) -> list[Any] | None:
+    """What decides the marks of rows: the settings, and the evaluations' texts."""
     return None if settings is None else [settings.model_dump(mode="json"), _evaluations(settings.evaluations).identity]
 
 

@@ -90,6 +90,8 @@ def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     decisive["an adapter"] = bool(recipe["adapter"])
     for room in ("optimizer", "schedule", "packing", "mixture", "adapter", "streaming"):
         decisive |= {f"{room}.{name}": value for name, value in (recipe.get(room) or {}).items()}
+    if recipe.get("streaming") and "contamination" in recipe:  # a planned run's tokens tell themselves
+        decisive["contamination"] = recipe["contamination"]
     return decisive
 
 

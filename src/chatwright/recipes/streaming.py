@@ -26,7 +26,7 @@ from chatwright.preparation.streamed_rows import (
 )
 from chatwright.preparation.work import EntryInfo, RenderWork
 from chatwright.recipes.data import RunData, TextSetup, prepare_heldout, prepare_text, require_data, store_hash
-from chatwright.recipes.rendering import contamination_check, mask_policy, own_name
+from chatwright.recipes.rendering import code_of, contamination_check, contamination_identity, mask_policy, own_name
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
 from chatwright.tasks.registry import make_task
@@ -188,7 +188,8 @@ def _data_identity(settings: RunSettings, text: TextSetup, entries: tuple[Stream
     """As `data_fingerprint`, but from a look at the sources; rows in memory are known by their first window only."""
     prints = [[each.work.name, each.work.format] for each in entries]
     if not given:
-        prints += [[entry.model_dump_json(), _look(entry)] for entry in settings.data]
+        prints += [[entry.model_dump_json(), *code_of(entry), _look(entry)] for entry in settings.data]
+    dropping = settings.contamination is not None and settings.contamination.on_hit == "drop"
     return cache_key(
         data=prints,
         tokenizer=text.tokenizer.identity,
@@ -198,6 +199,7 @@ def _data_identity(settings: RunSettings, text: TextSetup, entries: tuple[Stream
         seed=settings.train.seed,
         max_tokens=settings.max_tokens,
         overflow=str(settings.overflow),
+        contamination=contamination_identity(settings.contamination) if dropping else None,
     )
 
 
