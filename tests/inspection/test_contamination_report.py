@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.inspection.contamination import ContaminationIndex, ContaminationSettings
+from chatwright.inspection.contamination_account import ContaminationAccount
 from chatwright.inspection.contamination_report import ContaminationReport, drop_reason
 from chatwright.inspection.evaluation_texts import EvalText, Evaluations
+from chatwright.inspection.ledger import Ledger
 
 TEXTS = (
     "The wide river carried the small grey boats past the old mill while the miller counted his sacks.",
@@ -87,8 +90,6 @@ def test_shows_both_sides_with_the_shared_words_in_colour() -> None:
     assert "\x1b[2J" not in coloured
     assert "\x1b[1;31mThe wide river" in coloured
     plain = show(report([text]))
-    assert "1 of 1 rows hold an evaluation item; compared with task0 (1), task1 (2, 1 too short)" in plain
-    assert "not compared with gsm8k: its data isn't here" in plain
     assert "task0 question: same words, 100% of it" in plain
     assert plain.count("The wide river") == 2
 
@@ -100,7 +101,32 @@ def test_the_reason_names_the_evaluation_that_the_row_shows_most_of() -> None:
 
 
 def test_nothing_found() -> None:
-    assert show(report([ROWS[6]])).startswith("0 of 1 rows hold an evaluation item")
+    assert show(report([ROWS[6]])) == ""
+
+
+def account(drops: bool, *rows: Conversation) -> ContaminationAccount:
+    ledger = Ledger()
+    ledger.count("a.jsonl", "filtered", 3, reason="too short")
+    ledger.count("a.jsonl", "filtered", 2 * drops, reason="contaminated by task0")
+    return ContaminationAccount.of(report(list(rows)).to_dict(), ledger, drops=drops)
+
+
+def test_one_line_tells_what_was_compared_what_not_and_what_came_of_it() -> None:
+    found = account(True, ROWS[0], ROWS[6])
+    assert found.line == (
+        "contamination: compared with task0 (1), task1 (2, 1 too short); not compared: gsm8k (its data isn't here); "
+        "1 of 2 rows hold an evaluation item; 2 dropped"
+    )
+    assert "none dropped (on_hit: report)" in account(False, ROWS[0]).line
+    assert "weren't compared with any evaluation" in ContaminationAccount.of(None, Ledger(), drops=False).line
+
+
+def test_dropping_without_the_evaluations_warns_and_says_how_to_get_them() -> None:
+    warning = account(True, ROWS[0]).warning
+    assert warning is not None and "1 of 3 evaluations couldn't be compared with" in warning and "gsm8k" in warning
+    assert "CHATWRIGHT_DATA" in warning and "contamination.evaluations" in warning
+    assert account(False, ROWS[0]).warning is None, "nothing was to be dropped"
+    assert replace(account(True, ROWS[0]), unchecked={}).warning is None, "all of them were compared with"
 
 
 def show(found: ContaminationReport, **options: Any) -> str:

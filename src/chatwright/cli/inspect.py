@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chatwright.cli.inspect_preferences import HOW_TO_TRAIN, inspect_preferences, preference_entry
+from chatwright.cli.plan_parts import print_contamination
 from chatwright.console import note, out
 from chatwright.conversations.data_settings import TEXT, DataSettings
 from chatwright.errors import ConfigError
@@ -15,6 +16,7 @@ from chatwright.inspection.ledger import Stage
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import prepare_text
 from chatwright.recipes.looking import LookedEntry, Wanted, look
+from chatwright.recipes.planning import contamination_account
 from chatwright.recipes.rendering import render_entries
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings, load_recipe, shipped_recipes
 from chatwright.settings import apply_overrides, build
@@ -139,6 +141,7 @@ def _print_ledger(settings: RunSettings, template: Template) -> None:
     rendered = render_entries(lenient, template, None)
     ledger = rendered.ledger
     out().print(ledger.table())
+    print_contamination(contamination_account(settings, rendered.contamination, ledger))
     if rendered.contamination is not None:
         out().print(ContaminationReport.from_dict(rendered.contamination).renderable(most=HITS_SHOWN))
     if settings.overflow is Overflow.ERROR and ledger.rows(Stage.DROPPED):

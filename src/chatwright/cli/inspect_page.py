@@ -14,6 +14,7 @@ from chatwright.inspection.page_reports import page_findings, page_matches
 from chatwright.recipes.data import RunData, build_planned
 from chatwright.recipes.looking import LookedEntry, Wanted, look
 from chatwright.recipes.page_records import Choice, ChosenExample, chosen_examples, page_data, with_places
+from chatwright.recipes.planning import contamination_account
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.token_losses import BeforeAfter, losses_before_and_after
 from chatwright.runtime import start_runtime
@@ -31,6 +32,9 @@ def write_inspection(settings: RunSettings, wanted: Wanted, page: str, *, title:
     if settings.overflow is Overflow.ERROR:  # the page shows over-long rows in place of stopping at them
         settings = settings.model_copy(update={"overflow": Overflow.DROP})
     data = build_planned(settings)
+    compared = contamination_account(settings, data.contamination, data.ledger)
+    if compared.warning:
+        warn(compared.warning)
     looked = look(settings, wanted)
     findings = _findings(data, looked)
     shown = Choice(tuple(tuple(entry.shown) for entry in looked), wanted.words)

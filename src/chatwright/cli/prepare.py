@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from chatwright.cli.plan_parts import print_contamination
 from chatwright.console import duration, note, out
 from chatwright.errors import UserError
 from chatwright.recipes.data import prepare_text, require_data
+from chatwright.recipes.planning import contamination_account
 from chatwright.recipes.run_settings import RunSettings, load_recipe
 from chatwright.recipes.tokens import RecipeTokens, find_tokens
 
@@ -24,7 +26,9 @@ def run_prepare(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     tokens = find_tokens(settings, text.template, text.resolved.text_folder, upload_found=True)
     figures = _figures(settings, tokens)
     if as_json:
-        print(json.dumps({**figures, "ledger": tokens.rendered.ledger.to_dict()}, ensure_ascii=False))
+        compared = contamination_account(settings, tokens.rendered.contamination, tokens.rendered.ledger)
+        told = {"contamination": compared.line, "ledger": tokens.rendered.ledger.to_dict()}
+        print(json.dumps({**figures, **told}, ensure_ascii=False))
     else:
         _show(settings, tokens, figures)
     if figures["folder"] is None:
@@ -62,6 +66,7 @@ def _figures(settings: RunSettings, tokens: RecipeTokens) -> dict[str, Any]:
 
 def _show(settings: RunSettings, tokens: RecipeTokens, figures: dict[str, Any]) -> None:
     out().print(tokens.rendered.ledger.table())
+    print_contamination(contamination_account(settings, tokens.rendered.contamination, tokens.rendered.ledger))
     examples = f"{figures['examples']:,} examples"
     if figures["heldout_examples"]:
         examples += f" and {figures['heldout_examples']:,} held out"

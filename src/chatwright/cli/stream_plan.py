@@ -32,6 +32,7 @@ def print_stream_in_short(settings: RunSettings, data: StreamedData) -> None:
     _print_sources(figures)
     for warning in figures.warnings:
         warn(warning)
+    note(figures.contamination)
     note(
         f"{figures.steps:,} steps of about {figures.mean_tokens_per_step:,.0f} tokens, "
         f"{figures.supervised_share:.0%} supervised; packing leaves {figures.packing_waste:.1%} empty; "

@@ -97,6 +97,7 @@ def _print_data(settings: RunSettings, data: TrainingData) -> None:
     lost = [e for e in data.ledger.entries() if e.reason]
     for entry in lost:
         note(f"{entry.source}: {entry.rows:,} rows {entry.stage}: {entry.reason}")
+    note(figures.contamination)
     note(
         f"{figures.steps:,} steps of about {figures.mean_tokens_per_step:,.0f} tokens, "
         f"{figures.supervised_share:.0%} supervised; "

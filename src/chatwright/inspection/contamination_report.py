@@ -26,10 +26,14 @@ LOOK = "bold red"
 """How the words that both sides have are shown."""
 
 
+CONTAMINATED = "contaminated by "
+"""How the ledger's reasons for rows begin that were left out."""
+
+
 def drop_reason(index: ContaminationIndex, matches: Sequence[Match]) -> str:
     """The reason in the ledger for a row that is left out: `contaminated by gsm8k`; the task that it shows most of."""
     best = min(matches, key=lambda match: (match.kind != "ngram", -match.share, match.text))
-    return f"contaminated by {index.items[best.text].task}"
+    return f"{CONTAMINATED}{index.items[best.text].task}"
 
 
 class ContaminationReport:
@@ -143,30 +147,17 @@ class ContaminationReport:
         ]
         return table(title, ("source", "evaluation", "same words", "near duplicates", "of its rows"), rows)
 
-    def summary(self) -> str:
-        """A line: what was compared with what, and what wasn't."""
-        compared = ", ".join(self._size(name) for name in sorted(self.evaluations)) or "nothing"
-        hit = f"{self.num_contaminated:,} of {self.num_checked:,} rows hold an evaluation item"
-        skipped = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.unchecked.items()))
-        line = f"{hit}; compared with {compared}"
-        return f"{line}\nnot compared with {skipped}" if skipped else line
-
-    def _size(self, name: str) -> str:
-        short = self.too_short.get(name)
-        return f"{name} ({self.evaluations[name]:,}{f', {short:,} too short' if short else ''})"
-
     def renderable(self, most: int | None = None) -> Group:
-        """All of it for the terminal: summary, counts, and hits side by side with the shared words in colour.
+        """All of it for the terminal: counts, and hits side by side with the shared words in colour.
 
         Args:
             most: hits shown of each evaluation; None for all that were kept.
         """
         from rich.console import Group
-        from rich.text import Text
 
         shown = [show_hit(hit) for key in sorted(self.hits) for hit in self.hits[key][:most]]
         counts = [self.table()] if self.counts else []
-        return Group(Text(self.summary()), *counts, *shown)
+        return Group(*counts, *shown)
 
     def _keep(self, index: ContaminationIndex, conversation: Conversation, match: Match) -> None:
         item = index.items[match.text]

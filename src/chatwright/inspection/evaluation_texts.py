@@ -23,6 +23,7 @@ TEXT_FIELDS: tuple[TextField, ...] = ("question", "choices", "answer")
 SPLIT = "test"
 SUBSETS = {"arc": ("ARC-Easy", "ARC-Challenge")}
 """Tasks whose subsets are evaluations of their own; `arc` means both, `arc:ARC-Easy` one."""
+NOT_HERE = "the data isn't here; set CHATWRIGHT_DATA, or name it under contamination.evaluations to fetch it"
 NO_EVALUATIONS = ("smoltalk",)
 """Tasks with a test split that nobody grades."""
 
@@ -105,7 +106,7 @@ def collect_evaluations(names: Sequence[str] | None = None) -> Evaluations:
         try:
             task = make_task(name.partition(":")[0], **options)
             if names is None and task.fingerprint(SPLIT) is None:
-                unchecked[name] = "its data isn't here; set CHATWRIGHT_DATA, or name it under 'evaluations' to fetch it"
+                unchecked[name] = NOT_HERE
                 continue
             conversations = task.conversations(SPLIT)
         except UserError as error:

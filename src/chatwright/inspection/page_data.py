@@ -176,7 +176,7 @@ class PageData:
         packs: the shown ones, of `plan.packs`.
         ledger: entries as of `Ledger.to_dict()`.
         findings: None where nothing was linted. matches: None where no contamination was looked for.
-        recipe: the settings as YAML.
+        recipe: the settings as YAML. contamination: a line on what rows were compared with.
     """
 
     title: str
@@ -194,6 +194,7 @@ class PageData:
     findings: tuple[PageFinding, ...] | None = None
     matches: tuple[PageMatch, ...] | None = None
     run: RunFigures | None = None
+    contamination: str = ""
 
 
 def stretches(trained: np.ndarray) -> tuple[tuple[int, int], ...]:

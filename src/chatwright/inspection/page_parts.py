@@ -56,6 +56,7 @@ def share_html(data: PageData) -> str:
         f'<svg class="strip share" viewBox="0 0 {max(tokens, 1)} 8" preserveAspectRatio="none" role="img" '
         f'aria-label="{words}"><rect class="off" x="0" y="0" width="{tokens}" height="8"/>'
         f'<rect class="on" x="0" y="0" width="{trained}" height="8"/></svg><p class="facts">{words}</p>'
+        + (f'<p class="facts">{escape(data.contamination)}</p>' if data.contamination else "")
     )
 
 
@@ -219,7 +220,7 @@ def _places(places: tuple[Place, ...], count: int, anchors: Anchors) -> str:
 def matches_html(matches: tuple[PageMatch, ...], anchors: Anchors) -> str:
     """Training rows beside the test rows whose words they hold; the words of both are marked."""
     if not matches:
-        return '<p class="good">✓ no training row holds test text</p>'
+        return '<p class="good">✓ no row holds text of the tests it was compared with</p>'
     cards = []
     for match in matches[:MOST_MATCHES]:
         place = match.place

@@ -105,6 +105,7 @@ class Window:
         start: the reader before it. store: its examples. owner: int64 `[n]`, the entry of each.
         units: its packs; steps are made of units. ledger: the reader's account behind it.
         left: of each entry, what the reader holds behind it: (examples, tokens) that were read for no window so far.
+        compared: rows that its process has compared with evaluations up to here, and how many of them were hit.
     """
 
     start: ReaderState
@@ -113,6 +114,7 @@ class Window:
     units: EpochPacks
     ledger: Ledger
     left: tuple[tuple[int, int], ...]
+    compared: tuple[int, int] = (0, 0)
 
     def digest(self) -> str:
         """sha256 of the tokens, weights and packs: a window planned anew must give the same."""
@@ -137,6 +139,7 @@ class LogicalReader:
         self.window = state.window
         self.ledger = Ledger.from_dict(state.ledger)
         self.facts = [RowFacts() for _ in job.entries]
+        self.compared = (0, 0)
         self._tables = [
             _Table(self, place, dealer, cursor)
             for place, (dealer, cursor) in enumerate(zip(dealers, state.cursors, strict=True))
@@ -169,7 +172,7 @@ class LogicalReader:
         units = PLANNERS[packing.by].pack_epoch(store.lengths, [everything], packing, self.job.render.seed, number)
         self.window += 1
         left = tuple(table.left for table in self._tables)
-        return Window(start, store, owner, units, Ledger.from_dict(self.ledger.to_dict()), left)
+        return Window(start, store, owner, units, Ledger.from_dict(self.ledger.to_dict()), left, self.compared)
 
     def _turn(self) -> int:
         """The entry that is farthest behind its share of the rows drawn."""
@@ -227,6 +230,10 @@ class _Table:
             prepared.facts.too_long.clear()  # counted in the ledger; a list of them would grow without end
             self.reader.facts[self.entry].add(prepared.facts)
             self.reader.ledger.merge(prepared.ledger)
+            if prepared.contamination is not None:
+                compared, hit = self.reader.compared
+                more = sum(prepared.contamination["checked"].values())
+                self.reader.compared = (compared + more, hit + len(prepared.contamination["rows"]))
             self._check_budget()
         self.place, self._store = block.place, prepared.store
         return prepared.store, len(block.rows)

@@ -27,6 +27,7 @@ from chatwright.inspection.page_data import (
 )
 from chatwright.inspection.viewer import trained_mask
 from chatwright.recipes.data import RunData
+from chatwright.recipes.planning import contamination_account
 from chatwright.recipes.rendering import mask_policy
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.token_losses import BeforeAfter
@@ -193,6 +194,7 @@ def page_data(
         findings=None if findings is None else tuple(findings),
         matches=None if matches is None else tuple(matches),
         run=_run_figures(losses),
+        contamination=contamination_account(settings, data.contamination, data.ledger).line,
     )
 
 

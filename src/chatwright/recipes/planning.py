@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from chatwright.inspection.contamination_account import ContaminationAccount
+from chatwright.inspection.ledger import Ledger
 from chatwright.models.weights import read_config
 from chatwright.optim.schedules import multipliers
 from chatwright.recipes.data import RunData, TextSetup
@@ -23,7 +26,8 @@ SKIPPED_SHOWN = 5
 class RunPlan:
     """The figures of a planned run. Memory in bytes; learning rates of up to 60 evenly spaced steps.
 
-    What is counted by epoch is what an epoch of the mixture draws, on average.
+    What is counted by epoch is what an epoch of the mixture draws, on average. `contamination` says in a line what the
+    rows were compared with.
     """
 
     rows: int
@@ -47,6 +51,7 @@ class RunPlan:
     memory: dict[str, int] = field(default_factory=dict)
     sources: list[PlannedSource] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    contamination: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -78,6 +83,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
     steps_tokens, steps_supervised = plan.step_sums(lengths), plan.step_sums(store.supervised_counts)
     model = model_figures(settings, data.text, int(steps_tokens.max()))
     mean_length = float(lengths.mean())
+    compared = contamination_account(settings, data.contamination, data.ledger)
     return RunPlan(
         rows=sum(entry.num_rows for entry in data.entries),
         examples=len(store),
@@ -99,8 +105,17 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         training_flops=model.flops(mean_length, float(steps_tokens.sum())),
         memory=model.memory,
         sources=planned_sources(settings, data),
-        warnings=_warnings(data, int(lengths.max())),
+        warnings=[*_warnings(data, int(lengths.max())), *([compared.warning] if compared.warning else [])],
+        contamination=compared.line,
     )
+
+
+def contamination_account(
+    settings: RunSettings, report: Mapping[str, Any] | None, ledger: Ledger
+) -> ContaminationAccount:
+    """What became of the comparison of a recipe's rows with evaluations; `report`: of `Rendered.contamination`."""
+    chosen = settings.contamination
+    return ContaminationAccount.of(report, ledger, drops=chosen is not None and chosen.on_hit == "drop")
 
 
 def _warnings(data: RunData, longest: int) -> list[str]:

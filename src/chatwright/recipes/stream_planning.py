@@ -73,6 +73,7 @@ class StreamPlan:
     memory: dict[str, int] = field(default_factory=dict)
     sources: list[StreamedSource] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    contamination: str = ""
     streaming: bool = True
     unknown: str = UNKNOWN
 
@@ -112,6 +113,7 @@ def plan_stream(settings: RunSettings, data: StreamedData) -> StreamPlan:
     in_all = a_step * data.num_steps
     full = packing.tokens_per_pack * packing.packs_per_step * data.num_steps
     model = model_figures(settings, data.text, packing.tokens_per_pack)
+    compared = data.contamination(first_ledger(data))
     notes = [f"{name}: {count:,} rows {why}" for name, found in data.notes().items() for why, count in found.items()]
     return StreamPlan(
         steps=data.num_steps,
@@ -133,7 +135,12 @@ def plan_stream(settings: RunSettings, data: StreamedData) -> StreamPlan:
         training_flops=model.flops(float(lengths.mean()), in_all),
         memory=model.memory,
         sources=_sources(data, windows),
-        warnings=notes + longer_than_context(data.text, int(lengths.max())),
+        warnings=[
+            *notes,
+            *longer_than_context(data.text, int(lengths.max())),
+            *([compared.warning] if compared.warning else []),
+        ],
+        contamination=compared.line,
     )
 
 

@@ -13,6 +13,7 @@ from chatwright.batches.token_store import TokenStore
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.sampled_fingerprint import sampled_fingerprint
 from chatwright.errors import ConfigError
+from chatwright.inspection.contamination_account import ContaminationAccount
 from chatwright.inspection.ledger import Ledger, Stage
 from chatwright.preparation.logical_reader import StreamJob, Window
 from chatwright.preparation.prepare import Crew
@@ -66,6 +67,15 @@ class StreamedData:
     def windows(self) -> list[Window]:
         """The readers' next windows: the first look at the data. The steps go on from them."""
         return self._opened().windows()
+
+    def contamination(self, ledger: Ledger) -> ContaminationAccount:
+        """What became of the comparison with evaluations in the windows at hand; `ledger`: theirs."""
+        check = self.job.check
+        if check is None:
+            return ContaminationAccount(False)
+        found = ContaminationAccount.of(check.empty, ledger, drops=check.settings.on_hit == "drop")
+        compared, hit = (sum(counts) for counts in zip(*(each.compared for each in self.windows()), strict=True))
+        return replace(found, compared=compared, hit=hit, so_far=True)
 
     def notes(self) -> dict[str, Counter[str]]:
         """By entry: rows read so far that train as asked, but maybe not as meant, by reason."""

@@ -23,7 +23,7 @@ def run_report(run: RunRecord) -> Document:
         Section("result", "Result", _state(run), (Table(("figure", "value"), body),)),
         Section("curves", "Curves", charts=_charts([run], [""])),
         Section("run", "What was trained", tables=(_identity(run),), notes=run.plan.warnings if run.plan else ()),
-        Section("data", "Data", _data_lead(run), (_data(run),)),
+        Section("data", "Data", _data_lead(run), (_data(run),), notes=_contamination(run)),
         _ledger_section(run),
         Section("checkpoints", "Checkpoints", tables=(_checkpoints(run),)),
         _recipe_section(run),
@@ -143,6 +143,11 @@ def _data_lead(run: RunRecord) -> str:
     if run.plan.streaming:
         return f"The stream's first windows, {run.plan.packing_waste:.1%} of their packs empty; {run.plan.unknown}."
     return "Tokens of one pass over each source; weight: its part of all supervised tokens' weight, as planned."
+
+
+def _contamination(run: RunRecord) -> tuple[str, ...]:
+    """The line on what rows were compared with; runs of older versions have none."""
+    return (run.plan.contamination,) if run.plan is not None and run.plan.contamination else ()
 
 
 def _data(run: RunRecord) -> Table:

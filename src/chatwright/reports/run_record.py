@@ -60,6 +60,7 @@ class Plan(_Read):
     trainable_parameters: int | None = None
     sources: tuple[PlannedSource, ...]
     warnings: tuple[str, ...] = ()
+    contamination: str = ""
     streaming: bool = False
     unknown: str = ""
 
