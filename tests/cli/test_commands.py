@@ -169,6 +169,24 @@ def test_a_mistake_gets_one_clear_message(
     assert result.err.count("error:") == 1
 
 
+def test_a_filter_may_stand_in_the_working_folder(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write_chats(tmp_path / "chats.jsonl", 6)
+    (tmp_path / "my_own_rules.py").write_text("def keep(row):\n    return row.row % 2 == 0\n", encoding="utf-8")
+    head = "model: model\npreparation: {workers: 2, rows_per_shard: 2}\ndata:\n"
+    entry = "  - {path: chats.jsonl, filters: [{kind: empty_reply}, {kind: python, function: 'MODULE:keep'}]}\n"
+    (tmp_path / "own.yaml").write_text(head + entry.replace("MODULE", "my_own_rules"), encoding="utf-8")
+    planned = command("plan", "own.yaml", "--json")
+    assert planned.code == 0, planned.err
+    assert json.loads(planned.out)["plan"]["examples"] == 3
+    (tmp_path / "own.yaml").write_text(head + entry.replace("MODULE", "not_here"), encoding="utf-8")
+    absent = command("plan", "own.yaml")
+    assert absent.code == 2 and "data.0.filters.1.function: 'not_here:keep': No module named" in absent.err
+    assert "put not_here.py into" in absent.err
+
+
 def test_what_may_not_be_meant_is_said(command: Command, tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
     asked = {"role": "user", "content": "word " * 300}

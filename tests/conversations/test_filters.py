@@ -107,6 +107,7 @@ def test_users_functions_keep_drop_and_say_why():
     ("name", "words"),
     [
         ("fails", "filter_examples:fails raised KeyError: 'quality' (line"),
+        ("fails", "gets a Conversation (with .messages, .extra) and returns True"),
         ("forgets", "filter_examples:forgets returned None"),
     ],
 )
@@ -131,8 +132,8 @@ def test_errors_in_a_users_function_name_function_and_row(name, words):
 def test_a_function_that_can_not_be_found_is_told_before_the_first_row(path, words, tmp_path, monkeypatch):
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        filters({"kind": "python", "function": path})
+    with pytest.raises(ConfigError, match=r"filters\.1\.function: ") as caught:
+        filters({"kind": "empty_reply"}, {"kind": "python", "function": path})
     assert words in str(caught.value)
 
 

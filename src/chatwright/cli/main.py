@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -249,6 +250,9 @@ def main() -> None:
     if debug:  # wherever it stands
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
+        here = str(Path.cwd())
+        if here not in sys.path:  # a recipe may name functions of modules that stand here; libraries come first
+            sys.path.append(here)
         app()
     except UserError as error:
         if debug:

@@ -27,6 +27,7 @@ from chatwright.conversations.row_filters import (
     TruncatedFilter,
 )
 from chatwright.conversations.schema import Conversation
+from chatwright.errors import ConfigError
 
 
 class ExactDuplicates(KindSettings):
@@ -89,6 +90,24 @@ class RowFilters:
         return None
 
 
+def prepare_filters(settings: Sequence[FilterSettings], place: str = "filters") -> None:
+    """Load what filters need.
+
+    Args:
+        place: where the settings stand in the recipe, such as `data.0.filters`.
+
+    Raises:
+        UserError: see `build_filters`.
+    """
+    for number, each in enumerate(settings):
+        if isinstance(each, RowFilter):
+            try:
+                each.prepare()
+            except ConfigError as error:
+                problems = [f"{place}.{number}.{problem}" for problem in error.problems]
+                raise ConfigError(problems, source="recipe") from error
+
+
 def build_filters(settings: Sequence[FilterSettings]) -> RowFilters:
     """The filters of a data entry, ready for the first row.
 
@@ -98,7 +117,6 @@ def build_filters(settings: Sequence[FilterSettings]) -> RowFilters:
     Raises:
         UserError: a library, module, function or language that a filter needs is missing.
     """
+    prepare_filters(settings)
     rows = tuple(each for each in settings if isinstance(each, RowFilter))
-    for each in rows:
-        each.prepare()
     return RowFilters(rows, tuple(each for each in settings if isinstance(each, ExactDuplicates | NearDuplicates)))

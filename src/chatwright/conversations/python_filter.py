@@ -6,6 +6,7 @@ import importlib
 import traceback
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,6 +17,9 @@ from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError, DataError
 
 _PLACE = "filters: python"
+_CONTRACT = (
+    "gets a Conversation (with .messages, .extra) and returns True to keep the row, False or a reason to drop it"
+)
 
 
 class PythonFilter(RowFilter):
@@ -51,7 +55,7 @@ class PythonFilter(RowFilter):
         try:
             answer = function(conversation)
         except Exception as error:  # a user's code may raise anything: it is named, and goes on as their error
-            raise self._error(conversation, f"raised {_what(error)}", "repair the function") from error
+            raise self._error(conversation, f"raised {_what(error)}", f"repair the function: it {_CONTRACT}") from error
         if answer is True:
             return None
         if answer is False:
@@ -61,7 +65,7 @@ class PythonFilter(RowFilter):
         raise self._error(
             conversation,
             f"returned {answer!r:.80}",
-            "return True to keep the row, False to drop it, or the reason for dropping it as words",
+            f"the function {_CONTRACT}",
         )
 
     def _error(self, conversation: Conversation, what: str, hint: str) -> DataError:
@@ -87,7 +91,8 @@ def find_function(path: str) -> Callable[[Conversation], Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        hint = "" if error.name != module_name.split(".")[0] else "; install it, or set PYTHONPATH to its folder"
+        top = module_name.split(".")[0]
+        hint = f"; put {top}.py into {Path.cwd()}, or set PYTHONPATH to its folder" if error.name == top else ""
         raise ConfigError([f"function: {path!r}: {error}{hint}"], source=_PLACE) from error
     except Exception as error:  # importing runs a user's code, which may raise anything
         raise ConfigError([f"function: importing {module_name!r} raised {_what(error)}"], source=_PLACE) from error

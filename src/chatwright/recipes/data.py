@@ -12,6 +12,7 @@ import numpy as np
 from chatwright.batches.loader import FAST_MULTIPLE, StepBatches, StepLoader
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
+from chatwright.conversations.filters import prepare_filters
 from chatwright.errors import ConfigError, DataError
 from chatwright.inspection.ledger import Ledger
 from chatwright.inspection.plan_counts import count_plan, count_trained
@@ -149,13 +150,15 @@ def build_data(
 
 
 def require_data(settings: RunSettings, sources: Mapping[str, Any] | None) -> None:
-    """Refuse a recipe without data.
+    """Refuse a recipe without data, or with a filter that can't be had.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none. UserError: a filter's function, language or library is missing.
     """
     if not (settings.data if sources is None else sources):
         raise DataError("there is no data to train on", source="data", hint="set data: [{path: FILE}]")
+    for number, entry in enumerate(settings.data if sources is None else ()):
+        prepare_filters(entry.filters, f"data.{number}.filters")
 
 
 def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None) -> RunData:
