@@ -111,3 +111,33 @@ def test_settings_told_apart_by_kind_are_explained_by_their_kind(entry: dict[str
     with pytest.raises(ConfigError) as caught:
         build(RunSettings, {"model": "m", "data": [{"path": "a", **entry}]}, "recipe.yaml")
     assert says in str(caught.value)
+
+
+HALF = "\ud800x"
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ({"data": [{"path": HALF}]}, "data.0.path"),
+        ({"data": [{"path": "a", "transforms": [{"kind": "fill", "values": {"a": HALF}}]}]}, "values"),
+        ({"data": [{"path": "a", "transforms": [{"kind": "fill", "values": {HALF: "a"}}]}]}, "values"),
+        ({"data": [{"path": "a", "transforms": [{"kind": "random_system", "prompts": ["a", HALF]}]}]}, "prompts"),
+        ({"data": [{"task": "spelling", "task_options": {"words": [["a", {"b": HALF}]]}}]}, "data.0.task_options"),
+        ({"out": HALF, "data": [{"path": "a"}]}, "out"),
+    ],
+)
+def test_half_a_character_is_refused_by_name(raw: dict[str, object], place: str) -> None:
+    with pytest.raises(ConfigError, match=r"half a character \('\\ud800'\)") as caught:
+        build(RunSettings, {"model": "m", **raw}, "recipe.yaml")
+    (problem,) = caught.value.problems
+    assert place in problem
+    problem.encode()
+
+
+@pytest.mark.parametrize("name", ["workers", "rows_per_shard"])
+def test_preparation_settings_have_bounds(name: str) -> None:
+    raw = {"model": "m", "data": [{"path": "a"}], "preparation": {name: -3}}
+    with pytest.raises(ConfigError, match=f"preparation.{name}: .*greater than or equal to"):
+        build(RunSettings, raw, "recipe.yaml")
+    assert build(RunSettings, {**raw, "preparation": {name: 1}}, "recipe.yaml")

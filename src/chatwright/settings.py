@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from chatwright.errors import ConfigError, not_utf8
 
@@ -23,6 +23,30 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        """Every text can be written as UTF-8: into a recipe, a key or a training row."""
+        for text in _texts(value):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                half = f"holds half a character ({text[error.start]!r}) that UTF-8 can't write"
+                raise ValueError(f"{half}; a \\ud800–\\udfff escape must come in pairs") from None
+        return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a plain value, keys included; settings inside it check their own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_texts(key), *_texts(item))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _texts(item)
 
 
 class _Loader(yaml.SafeLoader):

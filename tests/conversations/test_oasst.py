@@ -106,3 +106,23 @@ def test_a_bad_tree_names_its_field_and_value(row, field, says):
         convert(row, "oasst", "hand", 5)
     assert (caught.value.row, caught.value.field) == (5, field)
     assert says in caught.value.message
+
+
+def test_messages_in_a_circle_are_counted():
+    """They hang under no first message: each is a bad row, and so is one that replies to itself."""
+
+    def message(number: int, parent: int | None, role: str) -> dict[str, object]:
+        return {"message_id": str(number), "parent_id": parent and str(parent), "role": role, "text": f"text {number}"}
+
+    good = [message(1, None, "prompter"), message(2, 1, "assistant")]
+    circle = [
+        message(3, 4, "prompter"),
+        message(4, 3, "assistant"),
+        message(5, 4, "prompter"),
+        message(6, 6, "assistant"),
+    ]
+    loaded = load_conversations([*circle, *good], format="oasst_flat", on_bad_row="skip")
+    assert [[m.text for m in c.messages] for c in loaded.conversations] == [["text 1", "text 2"]]
+    assert loaded.num_rows == 5 and loaded.skip_counts == {"parent_id": 4}
+    with pytest.raises(DataError, match=r"row 0, field 'parent_id': .*circle"):
+        load_conversations([*good, *circle][2:], format="oasst_flat")

@@ -7,7 +7,7 @@ is the reply that people liked best).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chatwright.conversations.files import RawRow
@@ -105,20 +105,41 @@ def group_messages(rows: Iterable[RawRow]) -> Iterator[RawRow]:
     yield from trees
 
 
-def _join(found: Iterable[tuple[RawRow, dict[str, Any]]], nodes: Mapping[str, dict[str, Any]]) -> Iterator[RawRow]:
-    """Hang each message under its parent; roots and orphans come out, once every reply hangs."""
+def _join(found: Sequence[tuple[RawRow, dict[str, Any]]], nodes: Mapping[str, dict[str, Any]]) -> Iterator[RawRow]:
+    """Hang each message under its parent; roots and orphans come out, once every reply hangs.
+
+    Messages that reply to each other in a circle hang under none of them: each comes as an error.
+    """
     out: list[RawRow] = []
+    tops: list[dict[str, Any]] = []
     for raw, node in found:
         parent = node.get("parent_id")
         if parent is None:
             tree = {TREE_FIELD: node.get(TREE_FIELD, node["message_id"]), "prompt": node}
             out.append(raw._replace(value=tree))
+            tops.append(node)
         elif str(parent) in nodes:
             nodes[str(parent)]["replies"].append(node)
         else:
             at = Place(raw.source, raw.number, ("parent_id",))
             out.append(raw._replace(error=at.error(f"the message it replies to isn't in the source: {shown(parent)}")))
+            tops.append(node)
+    hanging = _ids_below(tops)
+    for raw, node in found:
+        if id(node) not in hanging:
+            at = Place(raw.source, raw.number, ("parent_id",))
+            out.append(raw._replace(error=at.error("its replies lead back to it in a circle, to no first message")))
     yield from out
+
+
+def _ids_below(tops: list[dict[str, Any]]) -> set[int]:
+    """The `id` of every message of the trees under these, themselves included."""
+    waiting, seen = list(tops), set()
+    while waiting:
+        node = waiting.pop()
+        seen.add(id(node))
+        waiting += node["replies"]
+    return seen
 
 
 def split_threads(rows: Iterable[RawRow]) -> Iterator[RawRow]:

@@ -50,6 +50,8 @@ def read_rendered(folder: Path, key: str) -> Rendered | None:
         contamination = facts["contamination"]
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None  # rendered anew, and written over
+    if len(owner) != len(store) or (len(owner) and not 0 <= owner.min() <= owner.max() < len(entries)):
+        return None
     return Rendered(store, heldout, entries, owner, ledger, contamination, measured)
 
 

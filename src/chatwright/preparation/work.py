@@ -27,8 +27,8 @@ class PreparationSettings(Settings):
             `local` for a new one on this machine.
     """
 
-    workers: int = 0
-    rows_per_shard: int = 10_000
+    workers: int = Field(0, ge=0)
+    rows_per_shard: int = Field(10_000, ge=1)
     store: str | None = None
     ray: str | None = None
 
@@ -120,6 +120,8 @@ class EntryInfo:
         num_rows: rows read.
         skipped: bad rows by field. skip_places: a few of them as `file row 3: what was wrong`.
         notes: rows to look at by reason. changed: rows that each transform changed.
+        num_examples: rendered. num_too_long: of them longer than `max_tokens` and left out whole; `longest` are a few
+            of these as (tokens, source, row), the longest first. Not counted where such examples are cut or split.
     """
 
     name: str
@@ -129,8 +131,12 @@ class EntryInfo:
     skip_places: tuple[str, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
+    num_examples: int = 0
+    num_too_long: int = 0
+    longest: tuple[tuple[int, str, int], ...] = ()
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> EntryInfo:
         """What `dataclasses.asdict` gave, read back from JSON."""
-        return EntryInfo(**{**data, "skip_places": tuple(data["skip_places"])})
+        longest = tuple((tokens, source, row) for tokens, source, row in data["longest"])
+        return EntryInfo(**{**data, "skip_places": tuple(data["skip_places"]), "longest": longest})
