@@ -21,9 +21,10 @@ from chatwright.preparation.assemble import Rendered
 from chatwright.preparation.prepare import Crew
 from chatwright.preparation.worker import Start
 from chatwright.preparation.workers import make_shards
-from chatwright.recipes.data import build_data, prepare_text
-from chatwright.recipes.rendering import plan_entries, render_entries
+from chatwright.recipes.data import RunData, build_data, prepare_text
+from chatwright.recipes.rendering import data_fingerprint, plan_entries, render_entries
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.tokens import find_tokens
 from training_runs import conversations, recipe, write_rows
 
 
@@ -163,7 +164,41 @@ def test_over_long_rows_are_reported_together(tiny_model: Path, tmp_path: Path) 
     path = write_rows(tmp_path / "rows.jsonl", conversations(30))
     settings = settings_for(tiny_model, [{"path": str(path)}], tmp_path, max_tokens=60)
     with pytest.raises(DataError, match=r"of 30 examples are longer than max_tokens = 60; longest: row \d+"):
-        rendered(settings, tmp_path / "cache" / "tokens")
+        build_data(settings)
+
+
+def test_refusing_and_dropping_over_long_rows_share_their_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", conversations(30))
+    other = write_rows(tmp_path / "heldout.jsonl", conversations(10, start=300))
+    heldout = {"data": [{"path": str(other)}]}
+    refusing, dropping, cutting = (
+        settings_for(tiny_model, [{"path": str(path)}], tmp_path, max_tokens=100, overflow=overflow, heldout=heldout)
+        for overflow in ("error", "drop", "truncate")
+    )
+    text = prepare_text(refusing)
+    keys = [data_fingerprint(settings, text.template) for settings in (refusing, dropping, cutting)]
+    assert keys[0] == keys[1] != keys[2]
+    messages = []
+    for _ in range(2):  # made, then out of the cache
+        with pytest.raises(DataError, match=r"of 40 examples are longer than max_tokens = 100") as refused:
+            build_data(refusing)
+        messages.append(refused.value.full_text())
+    assert messages[0] == messages[1]
+    tokens = find_tokens(refusing, text.template, text.resolved.text_folder, lenient=True)
+    assert tokens.origin == "cache"
+    data = build_data(dropping)
+    assert isinstance(data, RunData) and data.from_cache and 0 < len(data.store) < 30
+    (info,) = data.entries
+    dropped = [entry for entry in data.ledger.entries() if entry.stage is Stage.DROPPED and entry.source == info.name]
+    assert info.num_examples == 30 and info.num_too_long == sum(entry.rows for entry in dropped) == 30 - len(data.store)
+    assert [each[0] for each in info.longest] == sorted((each[0] for each in info.longest), reverse=True)
+    every = settings_for(
+        tiny_model, [{"path": str(path)}], tmp_path, max_tokens=1000, packing={"tokens_per_pack": 1000}
+    )
+    whole = build_data(every)
+    assert isinstance(whole, RunData)
+    lengths = sorted(whole.store.lengths.tolist(), reverse=True)
+    assert [each[0] for each in info.longest] == [length for length in lengths if length > 100][:5]
 
 
 def test_an_interrupted_preparation_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,12 @@ from chatwright.console import note, out
 from chatwright.conversations.data_settings import TEXT, DataSettings
 from chatwright.errors import ConfigError
 from chatwright.inspection.contamination_report import ContaminationReport
-from chatwright.inspection.ledger import Stage
 from chatwright.inspection.viewer import example_record, legend, show_example
-from chatwright.recipes.data import prepare_text
+from chatwright.recipes.data import TextSetup, prepare_text
 from chatwright.recipes.looking import LookedEntry, Wanted, look
 from chatwright.recipes.planning import contamination_account
-from chatwright.recipes.rendering import render_entries
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings, load_recipe, shipped_recipes
+from chatwright.recipes.tokens import find_tokens
 from chatwright.settings import apply_overrides, build
 from chatwright.templates.base import Template
 from chatwright.templates.laws import check_laws
@@ -59,7 +58,8 @@ def run_inspect(
 
         write_inspection(settings, wanted, page, title=Path(data).name or data, run=run)
         return
-    template = prepare_text(settings).template
+    text = prepare_text(settings)
+    template = text.template
     looked = look(settings, wanted)
     if as_json:
         _print_json(template, looked, settings.max_tokens)
@@ -76,7 +76,7 @@ def run_inspect(
     if not any(entry.shown for entry in looked):
         note(f"no row in {wanted.words}")
     results = check_laws(template, [conversation for entry in looked for conversation in entry.shown])
-    _print_ledger(settings, template)
+    _print_ledger(settings, text)
     _print_lint(template, looked)
     for law in results:
         console.print(f"{'✓' if law.passed else '✗'} {law.name}: {law.detail}")
@@ -133,20 +133,18 @@ def _print_lint(template: Template, looked: Sequence[LookedEntry]) -> None:
         out().print(entry.lint(template).renderable(entry.info.name))
 
 
-def _print_ledger(settings: RunSettings, template: Template) -> None:
+def _print_ledger(settings: RunSettings, text: TextSetup) -> None:
     """What becomes of every row of the data; over-long rows are counted here, and stop a run unless it says how."""
-    lenient = settings.model_copy(update={"overflow": Overflow.DROP})
-    if settings.overflow is not Overflow.ERROR:
-        lenient = settings
-    rendered = render_entries(lenient, template, None)
+    rendered = find_tokens(settings, text.template, text.resolved.text_folder, lenient=True).rendered
     ledger = rendered.ledger
     out().print(ledger.table())
     print_contamination(contamination_account(settings, rendered.contamination, ledger))
     if rendered.contamination is not None:
         out().print(ContaminationReport.from_dict(rendered.contamination).renderable(most=HITS_SHOWN))
-    if settings.overflow is Overflow.ERROR and ledger.rows(Stage.DROPPED):
+    too_long = sum(entry.num_too_long for entry in (*rendered.entries, *rendered.heldout_entries))
+    if settings.overflow is Overflow.ERROR and too_long:
         note(
-            f"{ledger.rows(Stage.DROPPED):,} rows are longer than max_tokens = {settings.max_tokens}: training stops "
+            f"{too_long:,} rows are longer than max_tokens = {settings.max_tokens}: training stops "
             "at them until max_tokens is raised or overflow is set to drop, truncate or split_turns"
         )
 

@@ -26,7 +26,7 @@ from chatwright.inspection.ledger import Ledger, Stage
 from chatwright.preparation.columns import CONTENT, EXACT, NEAR, TREE, Columns, gathered
 from chatwright.preparation.held_out import draw_groups, linked
 from chatwright.preparation.marks import merged_reports
-from chatwright.preparation.rows import PreparedRows, RowFacts, require_fitting
+from chatwright.preparation.rows import PreparedRows, RowFacts
 from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
 
 Load = Callable[[], PreparedRows]
@@ -104,7 +104,7 @@ def assemble(
         key: see `save_stores`.
 
     Raises:
-        DataError: examples are too long, and `overflow` is `error`.
+        DataError: no row of held-out data of its own is left to measure on.
     """
     ledger = Ledger()
     places: dict[str, int] = {}
@@ -166,7 +166,6 @@ def _read(
         lengths.append(store.lengths)
         row_of.append(prepared.row_of + rows_before)
         rows_before += max((len(column) for column in prepared.columns.values()), default=0)
-    require_fitting(facts, render.max_tokens)
     joined = np.concatenate(lengths)
     return _Entry(
         work,

@@ -227,7 +227,6 @@ class _Table:
         prepared = prepare_rows(block.rows, work, job.render, job.template, job.check)
         if not held:
             self.used = 0
-            prepared.facts.too_long.clear()  # counted in the ledger; a list of them would grow without end
             self.reader.facts[self.entry].add(prepared.facts)
             self.reader.ledger.merge(prepared.ledger)
             if prepared.contamination is not None:

@@ -32,6 +32,7 @@ from chatwright.templates.rendered import RenderedExample
 ROWS_AT_ONCE = 1000
 """Rows rendered and encoded together: enough to fill the tokenizer's threads, little enough to hold."""
 PLACES_SHOWN = 20
+LONGEST_SHOWN = 5
 T = TypeVar("T", RawRow, Conversation)
 
 
@@ -44,8 +45,9 @@ class RowFacts:
     skip_places: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
-    too_long: list[tuple[int, str, int]] = field(default_factory=list)
     num_examples: int = 0
+    num_too_long: int = 0
+    longest: list[tuple[int, str, int]] = field(default_factory=list)
 
     def add(self, other: RowFacts) -> None:
         """Add another range's facts, in the order of the rows."""
@@ -54,7 +56,12 @@ class RowFacts:
         for mine, theirs in ((self.skipped, other.skipped), (self.notes, other.notes), (self.changed, other.changed)):
             mine.update(theirs)
         self.skip_places = (self.skip_places + other.skip_places)[:PLACES_SHOWN]
-        self.too_long += other.too_long
+        self.add_too_long(other.num_too_long, other.longest)
+
+    def add_too_long(self, count: int, found: Iterable[tuple[int, str, int]]) -> None:
+        """Count examples over the limit; of those found, (tokens, source, row), the longest are held."""
+        self.num_too_long += count
+        self.longest = longest_of([*self.longest, *found])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,8 +72,8 @@ class RowFacts:
     def from_dict(data: Mapping[str, Any]) -> RowFacts:
         """What `to_dict` gave, read back from JSON."""
         counted = {name: Counter(data[name]) for name in ("skipped", "notes", "changed")}
-        long = [(tokens, source, row) for tokens, source, row in data["too_long"]]
-        return RowFacts(**{**data, **counted, "too_long": long})
+        long = [(tokens, source, row) for tokens, source, row in data["longest"]]
+        return RowFacts(**{**data, **counted, "longest": long})
 
     def info(self, work: EntryWork) -> EntryInfo:
         """The entry's account."""
@@ -79,7 +86,15 @@ class RowFacts:
             places,
             dict(self.notes),
             dict(self.changed),
+            self.num_examples,
+            self.num_too_long,
+            tuple(self.longest),
         )
+
+
+def longest_of(found: Iterable[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+    """The few longest of (tokens, source, row)."""
+    return sorted(found, key=lambda each: (-each[0], each[1:]))[:LONGEST_SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +261,10 @@ def _render_group(
     ledger.count(name, Stage.RENDERED, len(rendered), _tokens(rendered))
     kept = _trainable(rendered, work, ledger)
     overflow = render.overflow
-    if overflow is Overflow.ERROR:  # all of them are reported at once, when the last row is read
+    if overflow in (Overflow.ERROR, Overflow.DROP):  # for `error` all are reported at once, when the last row is read
         documents = {(row.source, row.row) for row in group if row.document}  # these are cut into pieces
         long = [e for e in kept if len(e.ids) > render.max_tokens and (e.key.source, e.key.row) not in documents]
-        facts.too_long += [(len(example.ids), example.key.source, example.key.row) for example in long]
+        facts.add_too_long(len(long), [(len(each.ids), each.key.source, each.key.row) for each in long])
         overflow = Overflow.DROP
     fitted = fit(kept, render.max_tokens, overflow, template, group, work.train_on)
     for drop in fitted.drops:
@@ -290,19 +305,20 @@ def _tokens(examples: Sequence[RenderedExample]) -> int:
     return sum(len(example.ids) for example in examples)
 
 
-def require_fitting(facts: RowFacts, max_tokens: int) -> None:
+def require_fitting(entries: Iterable[EntryInfo], max_tokens: int) -> None:
     """Refuse examples over the limit, all at once.
 
     Raises:
-        DataError: there are some, and `overflow` is `error`.
+        DataError: there are some.
     """
-    if not facts.too_long:
+    longer = [entry for entry in entries if entry.num_too_long]
+    if not longer:
         return
-    worst = sorted(facts.too_long, key=lambda each: (-each[0], each[1:]))
-    named = ", ".join(f"row {row}: {tokens:,}" for tokens, _, row in worst[:5])
+    worst = longest_of(each for entry in longer for each in entry.longest)
+    named = ", ".join(f"row {row}: {tokens:,}" for tokens, _, row in worst)
+    count, total = (sum(getattr(entry, name) for entry in longer) for name in ("num_too_long", "num_examples"))
     raise DataError(
-        f"{len(worst):,} of {facts.num_examples:,} examples are longer than max_tokens = {max_tokens:,}; "
-        f"longest: {named}",
+        f"{count:,} of {total:,} examples are longer than max_tokens = {max_tokens:,}; longest: {named}",
         source=worst[0][1],
         row=worst[0][2],
         hint=f"set max_tokens to {worst[0][0]} or more, or overflow to drop, truncate or split_turns",

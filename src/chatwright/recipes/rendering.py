@@ -25,6 +25,7 @@ from chatwright.preparation.rows import RowReader
 from chatwright.preparation.work import EntryInfo, RenderWork
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.tasks.registry import make_task
+from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import Template, TrainOn
 
 
@@ -91,6 +92,9 @@ def render_entries(
 ) -> Rendered:
     """Read and render everything a recipe names.
 
+    Examples over `max_tokens` are left out and told in the entries where the recipe says `overflow: error`, too: who
+    trains on the rest must refuse them first (`require_fitting`).
+
     Args:
         text_folder: the tokenizer's files, for worker processes; with `folder` only.
         folder, key, crew: see `prepare`.
@@ -98,9 +102,8 @@ def render_entries(
     Raises:
         DataError: see `chatwright.recipes.data.build_data`.
     """
-    work = RenderWork(
-        str(text_folder or ""), template.settings, settings.max_tokens, settings.overflow, settings.train.seed
-    )
+    overflow = Overflow.DROP if settings.overflow is Overflow.ERROR else settings.overflow
+    work = RenderWork(str(text_folder or ""), template.settings, settings.max_tokens, overflow, settings.train.seed)
     crew = crew or Crew()
     check = crew.together(lambda: contamination_check(settings))
     return prepare(
@@ -149,9 +152,14 @@ def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
         share=settings.heldout.share,
         seed=settings.train.seed,
         max_tokens=settings.max_tokens,
-        overflow=str(settings.overflow),
+        overflow=_overflow_identity(settings.overflow),
         contamination=contamination_identity(settings.contamination),
     )
+
+
+def _overflow_identity(overflow: Overflow) -> str:
+    """`error` and `drop` give the same tokens, and the same record of what was too long."""
+    return "error or drop" if overflow in (Overflow.ERROR, Overflow.DROP) else str(overflow)
 
 
 def _fingerprints(entries: Sequence[DataSettings]) -> list[Any] | None:
