@@ -266,3 +266,20 @@ def test_real_files_through_sharegpt_and_back(tmp_path, name):
     convert_files([tmp_path / "a.jsonl"], tmp_path / "b.parquet", to="messages")
     back = load_conversations(tmp_path / "b.parquet", format="messages").conversations
     assert list(map(told, back)) == list(map(told, loaded.conversations))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says", "unsaid"),
+    [
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "--to preference", "preference: chosen"),
+        ([{"messages": [{"role": "user", "content": "a"}]}, "{bad"], "give --on-bad-row skip", "on_bad_row"),
+        ([{"text": "a"}], "name the format by --from (", "format: text"),
+    ],
+)
+def test_errors_name_the_options_of_the_command(tmp_path, rows, says, unsaid):
+    source = tmp_path / "own.jsonl"
+    source.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    with pytest.raises(DataError) as caught:
+        convert_files([source], tmp_path / "out.jsonl", to="messages")
+    assert says in caught.value.full_text()
+    assert unsaid not in caught.value.full_text()

@@ -113,3 +113,30 @@ def test_flat_oasst_messages_ask_for_the_name():
 def test_a_question_that_needs_more_is_no_plain_pair(column):
     with pytest.raises(DataError, match="would lose it"):
         detect_format([{"question": "?", "answer": "!", column: "x"}], "hand")
+
+
+@pytest.mark.parametrize(
+    ("row", "says", "unsaid"),
+    [
+        ({"query": "a", "reply": "b"}, "columns: {instruction: query, output: reply}", "oasst: field"),
+        ({"messages": [{"role": "usr", "content": "x"}]}, "roles: {user: [usr]}", "columns:"),
+        ({"conversations": [{"from": "chatbot", "value": "x"}]}, "roles: {assistant: [chatbot]}", "columns:"),
+        ({"question;answer": "a;b"}, "the only field holds ';'", "columns:"),
+        ({"text": "a; b"}, "format: text", "columns:"),
+    ],
+)
+def test_nothing_fits_says_what_is_most_likely_meant(row, says, unsaid):
+    with pytest.raises(DataError) as caught:
+        detect_format([row], "own.csv")
+    assert says in caught.value.full_text()
+    assert unsaid not in caught.value.full_text()
+
+
+def test_a_file_of_semicolons_is_told_where_its_values_hold_commas(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("question;answer\na, b;c\n")
+    with pytest.raises(DataError, match=r"the header has ';' between its names"):
+        load_conversations(path)
+    path.write_text("question,answer\na, b;c,d\n")
+    with pytest.raises(DataError, match="quote values that hold commas"):
+        load_conversations(path)

@@ -11,13 +11,14 @@ from itertools import islice
 from typing import Any
 
 from chatwright.conversations.custom_json import convert_custom_json
+from chatwright.conversations.files import other_delimiter
 from chatwright.conversations.glaive_format import convert_glaive
 from chatwright.conversations.instruction_formats import (
     convert_dolly,
     convert_question_answer,
     convert_self_instruct,
 )
-from chatwright.conversations.message_formats import convert_messages, convert_minimind, convert_nanochat
+from chatwright.conversations.message_formats import ROLES_HINT, convert_messages, convert_minimind, convert_nanochat
 from chatwright.conversations.oasst import convert_oasst, is_flat_message
 from chatwright.conversations.other_formats import (
     convert_alpaca,
@@ -174,13 +175,32 @@ def _nothing_fits(row: Any, source: str) -> DataError:
         except DataError as error:
             reasons.append((name, error))
     # A format that got as far as a field of the row is nearer than one whose first field is missing.
-    near = [(name, error) for name, error in reasons if error.field]
+    near = [(name, error) for name, error in reasons if error.field and _has(row, error.field)]
     why = "".join(f"\n  - {name}: field {error.field!r}: {error.message}" for name, error in near)
     place = Place(source, 0)
     return place.error(
         f"no known format fits these rows; the first has {fields}{why}",
-        f"name the format yourself ({', '.join(CONVERTERS)}), or rename the fields to what it expects{_text_hint(row)}",
+        f"{_nearest_hint(row, near)}name the format yourself ({', '.join(CONVERTERS)}){_text_hint(row)}",
     )
+
+
+def _has(row: Any, field: str) -> bool:
+    return not isinstance(row, Mapping) or row.get(field.split(".")[0]) is not None
+
+
+def _nearest_hint(row: Any, near: Sequence[tuple[str, DataError]]) -> str:
+    """What is most likely meant, before the list of formats."""
+    if role := next((error.hint for _, error in near if error.hint and ROLES_HINT in error.hint), None):
+        return f"{role}; or "
+    if not isinstance(row, Mapping) or not row:
+        return ""
+    if delimiter := other_delimiter(list(row)):
+        return f"the only field holds {delimiter!r}: save the file with commas between its fields; or "
+    if len(row) == 1:
+        return ""
+    fields = dict(zip(("instruction", "output"), map(str, row), strict=False))
+    example = ", ".join(f"{ours}: {theirs}" for ours, theirs in fields.items())
+    return f"say in a recipe's data entry what each field is called (ours: theirs), as in columns: {{{example}}}; or "
 
 
 def _text_hint(row: Any) -> str:

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from chatwright.conversations.converters import CONVERTERS, ROWS_TO_DETECT, detect_format
+from chatwright.conversations.converters import CONVERTERS, ROWS_TO_DETECT, are_preferences, detect_format
 from chatwright.conversations.data_settings import BadRow
 from chatwright.conversations.differences import differences
 from chatwright.conversations.preference_types import Dropped, LabelledReply, PreferencePair
@@ -27,6 +27,13 @@ from chatwright.errors import DataError, UserError
 
 Item = Conversation | PreferencePair | LabelledReply
 Fate = Literal["skipped", "dropped", "refused", "changed"]
+_OPTIONS = {
+    "set on_bad_row: skip": "give --on-bad-row skip",
+    "name the format yourself": "name the format by --from",
+    "name the format: oasst_flat": "name the format: --from oasst_flat",
+    "; format: text trains on the text as it is": "",
+}
+"""What errors advise for a recipe, and what does the same here."""
 _MOST_REASONS = 20
 _LONGEST_REASON = 120
 
@@ -191,6 +198,31 @@ def _cannot_hold(result: Conversion, to: str, lossy: bool) -> UserError:
     return UserError(message, hint=hint)
 
 
+def _detected(rows: Sequence[Any], source: str, target: Target) -> str:
+    """The format of rows.
+
+    Raises:
+        DataError: with what to do about it by this command's own options.
+    """
+    try:
+        return target.detect(rows, source)
+    except DataError as error:
+        hint = None
+        if target.converters is CONVERTERS and are_preferences(rows):
+            hint = (
+                "--to preference keeps all sides and verdicts; --from names a format that takes them as conversations"
+            )
+        raise _in_own_options(error, hint) from None
+
+
+def _in_own_options(error: DataError, hint: str | None = None) -> DataError:
+    """The error with options of `chatwright convert` in place of a recipe's settings."""
+    told = hint or error.hint
+    for setting, option in _OPTIONS.items() if told else ():
+        told = told.replace(setting, option) if told else None
+    return DataError(error.message, source=error.source, row=error.row, field=error.field, hint=told)
+
+
 def _items(source: str, format: str, on_bad_row: str, target: Target, result: Conversion) -> Iterator[Item]:
     """What the rows of a source hold, as they are read; its format is found from the first rows."""
     rows = iter(regroup(format, scan_rows(source)))
@@ -200,7 +232,7 @@ def _items(source: str, format: str, on_bad_row: str, target: Target, result: Co
     if format == "auto":
         readable = [raw.value for raw in head if not raw.error]
         if readable or on_bad_row == "skip":
-            format = target.detect(readable, source)
+            format = _detected(readable, source, target)
     result.formats[source] = format
     for raw in chain(head, rows):
         result.read += 1
@@ -211,7 +243,7 @@ def _items(source: str, format: str, on_bad_row: str, target: Target, result: Co
             found = target.converters[format](raw.value, raw.source, raw.number)
         except DataError as error:
             if on_bad_row == "error" or error.row is None:
-                raise
+                raise _in_own_options(error) from None
             result.count("skipped", [f"bad {general_field(error.field)}"], place)
             continue
         if isinstance(found, Dropped):

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -177,11 +177,20 @@ def read_csv(path: DataFile) -> Iterator[RawRow]:
         raise DataError(f"line {lines.line_num} is not CSV: {error}", source=source, hint="repair the line") from None
 
 
+def other_delimiter(header: Sequence[str]) -> str | None:
+    """What stands between the columns of a CSV file where it isn't the comma, told by its header's only name."""
+    if len(header) != 1:
+        return None
+    return next((each for each in (";", "\t", "|") if each in str(header[0])), None)
+
+
 def _csv_row(header: list[str], values: list[str], source: str, index: int, line: int) -> RawRow:
     if len(values) == len(header):
         return RawRow(dict(zip(header, values, strict=True)), source, index)
     message = f"line {line} has {len(values)} values, the header names {len(header)} columns"
     hint = "repair the line (quote values that hold commas), or set on_bad_row: skip"
+    if delimiter := other_delimiter(header):
+        hint = f"the header has {delimiter!r} between its names: save the file with commas"
     return RawRow(None, source, index, DataError(message, source=source, row=index, field="line", hint=hint))
 
 

@@ -7,6 +7,7 @@ Sources of the formats: OpenAI's chat fine-tuning guide (messages, tools, weight
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,9 @@ LARGEST_WEIGHT = 1_000_000
 
 EXTRA_FIELD = "chatwright_extra"
 """Further fields of a row, as one JSON object: parquet files that `chatwright convert` writes have fixed columns."""
+
+ROLES_HINT = "a recipe's data entry can say which role is meant, as in roles: "
+_LONGEST_ROLE = 40
 
 ROLE_NAMES: dict[str, Role] = {
     "system": "system",
@@ -171,8 +175,18 @@ def read_role(value: Any, names: Mapping[str, Role], place: Place) -> Role:
     if not isinstance(value, str) or value not in names:
         near = value.strip().casefold() if isinstance(value, str) else ""
         hint = f"known roles: {', '.join(names)}"
-        raise place.error(f"unknown role {shown(value)}", f"did you mean {near!r}? {hint}" if near in names else hint)
+        if near in names:
+            hint = f"did you mean {near!r}? {hint}"
+        elif near and len(near) <= _LONGEST_ROLE:
+            hint = f"{ROLES_HINT}{{{_likely_role(near)}: [{value}]}}; {hint}"
+        raise place.error(f"unknown role {shown(value)}", hint)
     return names[value]
+
+
+def _likely_role(name: str) -> str:
+    """The role that an unknown name most likely stands for."""
+    near = difflib.get_close_matches(name, ("user", "assistant", "system", "tool"), n=1, cutoff=0.5)
+    return near[0] if near else "assistant" if "bot" in name or name in ("ai", "model") else "user"
 
 
 def read_message(item: Any, place: Place) -> Message:
