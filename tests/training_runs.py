@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
+from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.checkpoints.tensors import load_tensors
 from chatwright.recipes.build import RunTrainer, build_trainer
@@ -23,11 +25,19 @@ from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
 from chatwright.settings import build
+from chatwright.templates.rendered import RenderedExample
 from chatwright.train.trainer import TrainResult
 
 CPU = Runtime(torch.device("cpu"))
 SUBJECTS = ["the cat", "a bird", "my river", "that hill", "one bat", "the letter b", "two and three", "a colour"]
 VERBS = ["flies", "is behind the house", "counts", "names an animal"]
+
+
+def with_weights(store: TokenStore, weights: np.ndarray) -> TokenStore:
+    """The same examples with other weights (float32 `[total]`)."""
+    parts = zip(store.keys, store.offsets[:-1], store.offsets[1:], strict=True)
+    examples = [RenderedExample(store.ids[a:b], weights[a:b].astype(np.float32), (), key) for key, a, b in parts]
+    return TokenStore.from_examples(examples)
 
 
 def conversations(count: int, start: int = 0) -> list[dict[str, Any]]:

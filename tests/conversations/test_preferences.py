@@ -61,8 +61,8 @@ def test_dropped_and_skipped_rows_are_counted_apart():
         load_preferences(rows)
     loaded = load_preferences(rows, on_bad_row="skip")
     assert (len(loaded.pairs), loaded.num_rows) == (1, 4)
-    assert (loaded.drop_counts, loaded.skip_counts) == ({IDENTICAL: 2}, {"chosen": 1})
-    assert [row.row for row in loaded.dropped] == [1, 3]
+    assert loaded.skip_counts == {"chosen": 1}
+    assert [(row.row, row.reason) for row in loaded.dropped] == [(1, IDENTICAL), (3, IDENTICAL)]
 
 
 def test_nothing_left_is_an_error():

@@ -125,8 +125,9 @@ def test_only_the_given_examples_are_drawn():
 
 
 def test_weights_are_the_decimals_they_are_written_as():
-    mixture, _ = weighted([(10, 0.1), (20, 0.2), (30, 0.3)], 0)
-    assert mixture.rows_an_epoch == (10, 20, 30)
+    mixture, owner = weighted([(10, 0.1), (20, 0.2), (30, 0.3)], 0)
+    for epoch in range(20):
+        assert np.bincount(owner[drawn(mixture, epoch)]).tolist() == [10, 20, 30]
 
 
 def test_a_weight_without_rows_and_an_endless_epoch_are_refused():

@@ -12,7 +12,7 @@ from chatwright.batches.loader import step_batches
 from chatwright.batches.token_store import TokenStore
 from chatwright.optim.schedules import multipliers
 from chatwright.train.step import accumulate_step
-from training_runs import Run, conversations, farthest, prepare, recipe, train, write_rows
+from training_runs import Run, conversations, farthest, prepare, recipe, train, with_weights, write_rows
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -106,7 +106,7 @@ def test_the_saved_model_gives_the_held_out_loss_in_transformers(run: Run) -> No
 def test_the_mask_matters_to_these_comparisons(tiny_model: Path, run: Run) -> None:
     """With every token trained, the naive loss is far from ours: the tests above would fail."""
     store = run.data.store
-    everything = store.with_weights(store.weights * 0 + 1)
+    everything = with_weights(store, store.weights * 0 + 1)
     theirs = their_model(tiny_model)
     with torch.no_grad():
         right, count = naive_sum(theirs, store, run.data.plan.examples_of_step(0))

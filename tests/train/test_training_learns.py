@@ -18,7 +18,7 @@ from chatwright.recipes import data as recipe_data
 from chatwright.recipes.talking import talk_to
 from chatwright.recipes.template_record import serving_template
 from tiny_model import make_tiny_model
-from training_runs import conversations, recipe, train, write_rows
+from training_runs import conversations, recipe, train, with_weights, write_rows
 
 PAIRS = {"Who are you?": "I am a tiny model.", "Name a colour.": "Blue.", "Two and three?": "Five, of course."}
 ROWS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in PAIRS.items()]
@@ -66,7 +66,7 @@ def test_without_the_end_of_turn_it_does_not_stop(tiny_model: Path, tmp_path: Pa
         store = tokens.rendered.store
         ends = np.isin(store.ids, template.stop_ids) & (store.weights > 0)
         assert ends.sum() == len(store), "one trained end of turn a conversation"
-        changed = store.with_weights(np.where(ends, 0, store.weights))
+        changed = with_weights(store, np.where(ends, 0, store.weights))
         return replace(tokens, rendered=replace(tokens.rendered, store=changed))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -106,12 +105,6 @@ class TokenStore:
             supervised_counts=self.supervised_counts[examples],
             weight_sums=self.weight_sums[examples],
         )
-
-    def with_weights(self, weights: np.ndarray) -> TokenStore:
-        """The same examples with other weights (float32 `[total]`)."""
-        owner = np.repeat(np.arange(len(self)), self.lengths)
-        columns: dict[str, Any] = _weight_columns(np.asarray(weights, np.float32), owner, self.offsets)
-        return replace(self, **columns)
 
     @staticmethod
     def from_examples(examples: Iterable[RenderedExample], vocab_size: int | None = None) -> TokenStore:

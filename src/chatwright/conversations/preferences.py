@@ -41,11 +41,6 @@ class LoadedPreferences:
     skipped: tuple[SkippedRow, ...] = ()
 
     @property
-    def drop_counts(self) -> dict[str, int]:
-        """Dropped rows by reason: `{"both replies are unsafe": 12}`."""
-        return dict(Counter(row.reason for row in self.dropped))
-
-    @property
     def skip_counts(self) -> dict[str, int]:
         """Skipped rows by field, list positions as `*`."""
         return dict(Counter(general_field(row.field) for row in self.skipped))

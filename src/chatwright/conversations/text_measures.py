@@ -100,13 +100,8 @@ def symbol_share(text: str) -> float:
     return len(symbols) / visible if visible else 0.0
 
 
-def has_mojibake(text: str) -> bool:
-    """Whether a text holds characters that come from a wrong decoding, such as `â€™` for `’`, or U+FFFD."""
-    return _MOJIBAKE.search(text) is not None
-
-
 def mojibake_at(text: str) -> int:
-    """Where the first wrongly decoded character stands, or −1."""
+    """Where the first wrongly decoded character stands, such as `â€™` for `’`, or U+FFFD; −1 where there is none."""
     found = _MOJIBAKE.search(text)
     return found.start() if found else -1
 

@@ -95,11 +95,6 @@ class Mixture:
         self._sources = [_source(self.examples[owners == place], rows) for place in range(len(self.shares))]
         self._quotas = _quotas([source.num_rows for source in self._sources], self.shares, settings)
 
-    @property
-    def rows_an_epoch(self) -> tuple[float, ...]:
-        """How many rows of each source an epoch draws: on average, as an epoch draws whole rows."""
-        return tuple(map(float, self._quotas))
-
     def epoch_groups(self, epoch: int) -> list[np.ndarray]:
         """The example numbers that an epoch draws, int64 each, in the order of the data within a pass.
 

@@ -145,11 +145,6 @@ class PackPlan:
         return 1 + max((int(self.epoch_of_pack[-1]) if len(self.epoch_of_pack) else -1), *lost, -1)
 
     @property
-    def epoch_of_step(self) -> np.ndarray:
-        """int64 `[S]`, the epoch of each step's first pack."""
-        return self.epoch_of_pack[self.step_starts[:-1]]
-
-    @property
     def placed(self) -> np.ndarray:
         """int64 `[num_examples]`, in how many packs each example is."""
         return np.bincount(self.members, minlength=self.num_examples)

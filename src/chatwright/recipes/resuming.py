@@ -91,7 +91,8 @@ def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     for room in ("optimizer", "schedule", "packing", "mixture", "adapter", "streaming"):
         decisive |= {f"{room}.{name}": value for name, value in (recipe.get(room) or {}).items()}
     if recipe.get("streaming") and "contamination" in recipe:  # a planned run's tokens tell themselves
-        decisive["contamination"] = recipe["contamination"]
+        chosen = recipe["contamination"]
+        decisive["contamination"] = chosen if chosen and chosen["on_hit"] == "drop" else None
     return decisive
 
 
