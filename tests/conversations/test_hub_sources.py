@@ -82,3 +82,35 @@ def test_hub_names_are_parsed():
     assert parse_hub_name("hub:openai/gsm8k:main/train") == ("openai/gsm8k", "main", "train", None)
     assert parse_hub_name("hub:a/b/test") == ("a/b", None, "test", None)
     assert parse_hub_name("hub:a/b@v1:c/test") == ("a/b", "c", "test", "v1")
+
+
+RANGES = """
+import json
+from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.sources import scan_rows
+from chatwright.preparation.shards import shard_rows, split_entry
+from chatwright.preparation.work import EntryWork
+from chatwright.templates.base import TrainOn
+name, said = "hub:me/set/train", []
+for chosen in ({}, {"start": 1, "stop": 9, "step": 2}):
+    entry = DataSettings(path=name, format="prompt_completion", **chosen)
+    shards = split_entry(EntryWork(entry, name, entry.format, TrainOn.ASSISTANT), 0, 2)
+    said.append([[row for row in shard_rows(shard)] for shard in shards] + [shards[-1].rows.commit])
+said.append([row for row in scan_rows(name)])
+print("said:" + json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+def test_a_downloaded_hub_set_is_cut_by_row(tmp_path):
+    pytest.importorskip("datasets")
+    with fake_data_hub("me/set", FILES) as (endpoint, _):
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+            environment.pop(name, None)
+        command = [sys.executable, "-c", RANGES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    (said,) = (line.removeprefix("said:") for line in done.stdout.splitlines() if line.startswith("said:"))
+    whole, chosen, rows = json.loads(said)
+    assert whole == [rows[:2], rows[2:4], rows[4:], COMMIT]
+    assert chosen == [[rows[1], rows[3]], COMMIT]

@@ -56,11 +56,46 @@ def hub_rows(text: str, mode: HubMode = "cached") -> Iterator[Any]:
         DataError: if the name is wrong, there is no such data set, config or split, or the hub can't be reached and
             the set wasn't downloaded before.
     """
+    with _loading_errors(text) as datasets:
+        for row in _load(datasets, parse_hub_name(text), text, mode):
+            yield without_nulls(row)
+
+
+def count_hub_rows(text: str) -> tuple[int, str | None]:
+    """How many rows a data set of the hub has, which is downloaded for it; and the commit they are of, where known.
+
+    Raises:
+        UserError, DataError: see `hub_rows`.
+    """
+    commit = hub_commit(text)
+    return len(_kept(text, commit)), commit
+
+
+def hub_range(text: str, first: int, stop: int, commit: str | None) -> Iterator[Any]:
+    """The rows `[first, stop)` of what `hub_rows` gives for a downloaded data set, at a commit; the others aren't read.
+
+    Raises:
+        UserError, DataError: see `hub_rows`.
+    """
+    data = _kept(text, commit)
+    for row in data.select(range(min(first, len(data)), min(stop, len(data)))):
+        yield without_nulls(row)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(text: str, commit: str | None) -> Any:
+    """The downloaded data set, opened once a process: its rows are memory-mapped."""
     wanted = parse_hub_name(text)
+    with _loading_errors(text) as datasets:
+        return _load(datasets, wanted._replace(revision=commit or wanted.revision), text, "cached")
+
+
+@contextmanager
+def _loading_errors(text: str) -> Iterator[Any]:
+    """The `datasets` library, its errors in words."""
     datasets = _datasets(text)
     try:
-        for row in _load(datasets, wanted, text, mode):
-            yield without_nulls(row)
+        yield datasets
     except (OSError, ValueError, datasets.exceptions.DatasetsError, *_network_errors()) as error:
         # OSError covers ConnectionError, offline mode and the hub's HTTP errors; ValueError wrong configs and splits.
         summary = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -42,6 +42,7 @@ class RowRange:
         step: 1 for every row.
         offset: the byte where the first row begins, where known (one file of JSON lines). line: the number of its
             line, from 1.
+        commit: of a hub data set, where known: all of its ranges are of one commit.
     """
 
     files: tuple[str, ...]
@@ -50,6 +51,7 @@ class RowRange:
     step: int = 1
     offset: int | None = None
     line: int = 1
+    commit: str | None = None
 
 
 def split_source(

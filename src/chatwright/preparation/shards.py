@@ -16,10 +16,13 @@ from typing import Any, cast
 import numpy as np
 
 from chatwright.batches.token_cache import load_store, save_store
+from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.documents import read_text_range, split_texts
 from chatwright.conversations.files import RawRow
+from chatwright.conversations.hub import HUB_PREFIX, count_hub_rows, hub_range
 from chatwright.conversations.regrouping import REGROUPINGS, regroup
-from chatwright.conversations.row_ranges import GROUP_BYTES, RowRange, num_bytes, read_range, split_source
+from chatwright.conversations.renames import Renames
+from chatwright.conversations.row_ranges import GROUP_BYTES, RowRange, cut_rows, num_bytes, read_range, split_source
 from chatwright.conversations.sources import is_local, remote_files, scan_rows
 from chatwright.conversations.stores import is_url
 from chatwright.errors import DataError
@@ -52,6 +55,10 @@ def split_entry(work: EntryWork, number: int, rows_per_shard: int, *, unread: bo
 def _ranges(work: EntryWork, rows_per_shard: int, unread: bool) -> list[RowRange]:
     entry = work.entry
     path, start = entry.path or "", entry.start or 0
+    if _is_cut_by_row(entry):
+        rows, commit = count_hub_rows(path)
+        wanted = RowRange((path,), start, entry.stop, entry.step, commit=commit)
+        return cut_rows(wanted, rows, rows_per_shard * entry.step)
     if entry.is_text:
         return split_texts(path, rows_per_shard, start, entry.stop, entry.step, unread=unread)
     whole = start == 0 and entry.stop is None and entry.step == 1
@@ -78,6 +85,8 @@ def shard_rows(shard: Shard) -> Iterator[RawRow]:
         DataError: if a file as a whole can't be read.
     """
     entry, rows = shard.work.entry, shard.rows
+    if _is_cut_by_row(entry) and rows.stop is not None:
+        return _hub_rows(rows, entry.renames)
     if entry.is_text:
         return read_text_range(rows, entry.text_by, keep_notices=entry.keep_notices, hub_mode=entry.hub_mode)
     if entry.format in REGROUPINGS or not is_local(rows.files[0]):
@@ -87,6 +96,21 @@ def shard_rows(shard: Shard) -> Iterator[RawRow]:
     if renames is None:
         return read_range(rows)
     return (raw._replace(value=renames.apply(raw.value)) for raw in read_range(rows))
+
+
+def _is_cut_by_row(entry: DataSettings) -> bool:
+    """Whether it is a downloaded data set of the hub, each row of which can be read by itself."""
+    cached = (entry.path or "").startswith(HUB_PREFIX) and entry.hub_mode == "cached"
+    return cached and entry.format not in REGROUPINGS
+
+
+def _hub_rows(rows: RowRange, renames: Renames | None) -> Iterator[RawRow]:
+    source, stop = rows.files[0], rows.stop or 0
+    values = islice(hub_range(source, rows.first, stop, rows.commit), 0, None, rows.step)
+    for number, value in zip(
+        range(rows.first, stop, rows.step), values, strict=False
+    ):  # a `stop` may be beyond its end
+        yield RawRow(value if renames is None else renames.apply(value), source, number)
 
 
 def make_shard(
