@@ -139,6 +139,8 @@ BAD = [
     (("train", "good.yaml", "--set", "out=."), "other files in it"),
     (("init", "good.jsonl", "--model", "model", "--out", "no/such/recipe.yaml"), "no/such/recipe.yaml"),
     (("plan", "rank.yaml"), "matches no linear layer"),
+    (("plan", "good.jsonl"), "chatwright init good.jsonl"),
+    (("inspect", "good.jsonl", "--html", "p.html", "--run", "nope"), "--run: 'nope' is no run folder"),
 ]
 
 
@@ -187,6 +189,48 @@ def test_a_filter_may_stand_in_the_working_folder(
     assert "put not_here.py into" in absent.err
 
 
+def test_init_says_what_it_has_not_read_and_what_does_not_fit(command: Command, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "word " * 300 + "{{name}}"}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "long.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    made = command("init", "long.jsonl", "--model", "model")
+    assert made.code == 0 and "1 rows hold placeholders" in made.err and "longer than the 256 tokens" in made.err
+    recipe = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert "max_tokens: 256" in recipe and "overflow: error  # 1 rows are longer than the model's context" in recipe
+    assert "only the first" not in made.err
+    planned = json.loads(command("plan", "recipe.yaml", "--json", "--set", "overflow=truncate").out)["plan"]
+    assert any("1 rows hold placeholders" in each for each in planned["warnings"])
+    write_chats(tmp_path / "many.jsonl", 2001)
+    many = command("init", "many.jsonl", "--model", "model", "--force")
+    assert "only the first 2,000 rows were read" in many.err and "placeholders" not in many.err
+
+
+def test_init_writes_a_recipe_for_plain_text(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("Once upon a time. " * 200, encoding="utf-8")
+    assert command("init", "book.txt", "--model", "model").code == 0
+    assert "format: text" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    planned = command("plan", "recipe.yaml", "--json")
+    assert planned.code == 0, planned.err
+    assert json.loads(planned.out)["plan"]["longest_example"] <= 256
+
+
+def test_a_source_that_weights_repeat_is_named(command: Command, tmp_path: Path) -> None:
+    write_chats(tmp_path / "few.jsonl", 2)
+    write_chats(tmp_path / "many.jsonl", 40)
+    for weight, told in ((1, True), (0.1, False)):
+        entries = f"data: [{{path: few.jsonl, weight: {weight}}}, {{path: many.jsonl, weight: 1}}]\n"
+        (tmp_path / "mixed.yaml").write_text(f"model: model\n{entries}", encoding="utf-8")
+        warnings = json.loads(command("plan", "mixed.yaml", "--json").out)["plan"]["warnings"]
+        assert any("few.jsonl is seen 20 times an epoch" in each for each in warnings) == told, warnings
+
+
+def test_a_run_folder_is_inspected_by_its_own_recipe(command: Command, tmp_path: Path) -> None:
+    write_chats(tmp_path / "chats.jsonl", 4)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("model: model\ndata: [{path: chats.jsonl}]\n", encoding="utf-8")
+    shown = command("inspect", "run", "--rows", "0:1", "--json")
+    assert shown.code == 0 and json.loads(shown.out)["row"] == 0, shown.err
+
+
 def test_what_may_not_be_meant_is_said(command: Command, tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
     asked = {"role": "user", "content": "word " * 300}
@@ -199,7 +243,12 @@ def test_what_may_not_be_meant_is_said(command: Command, tmp_path: Path) -> None
     (tmp_path / "odd.yaml").write_text(recipe, encoding="utf-8")
     warnings = json.loads(command("plan", "odd.yaml", "--json").out)["plan"]["warnings"]
     assert len(warnings) == 3
-    for words in ("1 rows offer tools", "1 rows have an empty reply", "the model was made for 256"):
+    for words in (
+        "1 rows offer tools",
+        "no setting changes that",
+        "1 rows have an empty reply",
+        "the model was made for 256",
+    ):
         assert any(words in warning for warning in warnings), warnings
 
 

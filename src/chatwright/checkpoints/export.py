@@ -97,7 +97,7 @@ def _refuse(resolved: ResolvedModel, out: Path, dtype: str, merge: bool) -> None
     if merge and resolved.adapter is None:
         raise ModelError("is no adapter: there is nothing to merge", place=resolved.source, hint="leave --merge off")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER_NAME).is_file()):
-        raise ModelError("exists and isn't an export", place=str(out), hint="choose a new folder for --out")
+        raise ModelError("exists and isn't an export", place=str(out), hint="name a new folder")
 
 
 def _write_weights(resolved: ResolvedModel, folder: Path, dtype: str, merge: bool) -> tuple[str, str, tuple[str, ...]]:

@@ -172,7 +172,7 @@ def _on_base(adapter: Path, base_name: str, cache: Path) -> ResolvedModel:
         message = f"the base model of this adapter can't be found: {error.message}"
         raise ModelError(message, place=f"{adapter}: {base_name}", hint=error.hint) from error
     if base.adapter is not None:
-        hint = f"merge the base first: `chatwright export {base_name} --merge --out …`"
+        hint = f"merge the base first: `chatwright export {base_name} FOLDER --merge`"
         raise ModelError(f"adapts {base_name}, which is an adapter itself", place=str(adapter), hint=hint)
     return replace(base, adapter=adapter, checkpoint=None)
 

@@ -97,6 +97,8 @@ def wanted_rows(
         problems.append("--json and --html: give one of them")
     if run is not None and page is None:
         problems.append("--run: losses are shown on the page only; add --html page.html")
+    elif run is not None and not (Path(run) / "recipe.yaml").is_file():
+        problems.append(f"--run: {run!r} is no run folder (there is no recipe.yaml in it)")
     if problems:
         raise ConfigError(problems, source="inspect")
     if rows is None and sample is None and page is not None:
@@ -166,7 +168,9 @@ def settings_for(data: str, model: str | None, overrides: Sequence[str], run: st
 
 
 def is_recipe(data: str) -> bool:
-    """Whether a recipe is named, by file or as a shipped one (data sets can be YAML files, too)."""
+    """Whether a recipe is named, by file, run folder or as a shipped one (data sets can be YAML files, too)."""
+    if (Path(data) / "recipe.yaml").is_file():
+        return True
     if data in shipped_recipes() or not data.endswith(RECIPE_ENDINGS):
         return data in shipped_recipes()
     file = Path(data)

@@ -126,7 +126,9 @@ def import_recipe(
 
 @app.command()
 def inspect(
-    data: Annotated[str, typer.Argument(help="A data file, folder, glob, task:NAME, or a recipe (.yaml).")],
+    data: Annotated[
+        str, typer.Argument(help="A data file, folder, glob, task:NAME, a recipe (.yaml) or a run folder.")
+    ],
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model whose template renders.")] = None,
     rows: Annotated[str | None, typer.Option("--rows", help="Which rows: 7, or 0:5 (the default).")] = None,
     sample: Annotated[int | None, typer.Option("--sample", min=1, help="So many rows, drawn over all data.")] = None,

@@ -81,6 +81,11 @@ def mojibake(data: LintInput) -> Iterator[Hit]:
                 yield Hit(conversation, number, f"in {role} text", excerpt(text, at))
 
 
+def has_placeholder(conversation: Conversation) -> bool:
+    """Whether a text, other than a tool's, holds a placeholder that nobody filled."""
+    return any("{{" in text and role != "tool" and _PLACEHOLDER.search(text) for _, role, text in texts(conversation))
+
+
 def placeholders(data: LintInput) -> Iterator[Hit]:
     """Placeholders that nobody filled."""
     for conversation in data.conversations:

@@ -21,6 +21,7 @@ from chatwright.conversations.sources import general_field
 from chatwright.conversations.transforms import RowTransforms, build_transforms
 from chatwright.errors import DataError
 from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.inspection.lint_replies import has_placeholder
 from chatwright.preparation.columns import RowColumns
 from chatwright.preparation.marks import ContaminationCheck, Marks
 from chatwright.preparation.row_kinds import MOST_CHARACTERS, convert_row, cut_of, size_of
@@ -32,6 +33,10 @@ from chatwright.templates.rendered import RenderedExample
 ROWS_AT_ONCE = 1000
 """Rows rendered and encoded together: enough to fill the tokenizer's threads, little enough to hold."""
 PLACES_SHOWN = 20
+_TOOLS_UNSEEN = (
+    "offer tools, whose definitions this template doesn't show to the model; no setting changes that: write them into "
+    "the system messages, or take a model whose own template shows tools, as Qwen's and Hermes's do"
+)
 LONGEST_SHOWN = 5
 T = TypeVar("T", RawRow, Conversation)
 
@@ -244,7 +249,11 @@ def _note_rows_to_look_at(conversations: Sequence[Conversation], template: Templ
     """What is trained as asked, but may not be what was meant."""
     for conversation in conversations:
         if conversation.tools and template.grammar is not None:
-            facts.notes["offer tools, whose definitions this template doesn't show to the model"] += 1
+            facts.notes[_TOOLS_UNSEEN] += 1
+        if has_placeholder(conversation):
+            facts.notes[
+                "hold placeholders such as {{name}}, which are learned as words; transforms: fill fills them"
+            ] += 1
         replies = (m for m in conversation.messages if m.role == "assistant")
         if any(not any(part.text.strip() for part in m.parts) for m in replies):
             facts.notes["have an empty reply, which trains the model to say nothing"] += 1

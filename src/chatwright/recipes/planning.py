@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from chatwright.recipes.planned_sources import PlannedSource, planned_sources
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.streaming import TrainingData
 
+MOST_REPEATS = 4
+"""Sources that weights make an epoch see more often than this are warned of (Muennighoff et al. 2023)."""
 SKIPPED_SHOWN = 5
 """Bad rows of an entry that are named; the ledger counts all."""
 
@@ -81,6 +83,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
     drawn, epochs = plan.draws, max(plan.num_epochs, 1)
     tokens, supervised = int((drawn * lengths).sum()), int((drawn * store.supervised_counts).sum())
     steps_tokens, steps_supervised = plan.step_sums(lengths), plan.step_sums(store.supervised_counts)
+    sources = planned_sources(settings, data)
     model = model_figures(settings, data.text, int(steps_tokens.max()))
     mean_length = float(lengths.mean())
     compared = contamination_account(settings, data.contamination, data.ledger)
@@ -104,8 +107,12 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         trainable_parameters=model.trainable,
         training_flops=model.flops(mean_length, float(steps_tokens.sum())),
         memory=model.memory,
-        sources=planned_sources(settings, data),
-        warnings=[*_warnings(data, int(lengths.max())), *([compared.warning] if compared.warning else [])],
+        sources=sources,
+        warnings=[
+            *_warnings(data, int(lengths.max())),
+            *_repeated(sources),
+            *([compared.warning] if compared.warning else []),
+        ],
         contamination=compared.line,
     )
 
@@ -126,12 +133,28 @@ def _warnings(data: RunData, longest: int) -> list[str]:
     return found + longer_than_context(data.text, longest)
 
 
+def _repeated(sources: Sequence[PlannedSource]) -> list[str]:
+    """A warning for each source that the weights repeat so often that it is learned by heart."""
+    return [
+        f"{each.name} is seen {each.seen_an_epoch:.3g} times an epoch, so that the other sources get their weight: "
+        "lower its weight, or set mixture.until: first"
+        for each in sources
+        if each.weight is not None and each.seen_an_epoch > MOST_REPEATS
+    ]
+
+
 def longer_than_context(text: TextSetup, longest: int) -> list[str]:
     """A warning where the longest example has more tokens than the model was made for."""
-    context = read_config(text.resolved.folder).get("max_position_embeddings")
-    if not isinstance(context, int) or longest <= context:
+    context = context_length(text)
+    if context is None or longest <= context:
         return []
     return [
         f"the longest example has {longest:,} tokens, but the model was made for {context:,}: "
         "lower max_tokens and set overflow"
     ]
+
+
+def context_length(text: TextSetup) -> int | None:
+    """How many tokens the model was made for, where its configuration says so."""
+    context = read_config(text.resolved.folder).get("max_position_embeddings")
+    return context if isinstance(context, int) else None

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from chatwright.adapters.settings import LoraSettings
 from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.files import file_kind, is_text_file
 from chatwright.conversations.filters import ExactDuplicates, NearDuplicates
 from chatwright.conversations.foreign_configs import foreign_system
 from chatwright.errors import ConfigError, UserError
@@ -192,6 +193,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
         UserError: the file is a configuration of another system, which `import-recipe` reads.
     """
     path = find_recipe(name)
+    if is_text_file(path) or file_kind(path) not in (None, ".json", ".yaml", ".yml"):
+        hint = f"chatwright init {name} --model MODEL writes a recipe from it"
+        raise UserError("this is data, not a recipe", place=name, hint=hint)
     plain = read_yaml(path)
     if system := foreign_system(plain):
         hint = f"chatwright import-recipe {path} -o recipe.yaml, then give recipe.yaml"
