@@ -158,23 +158,24 @@ def read_json_file(path: DataFile) -> Iterator[RawRow]:
 
 
 def read_csv(path: DataFile) -> Iterator[RawRow]:
-    """Comma-separated rows under a header line, as dicts of strings."""
+    """Comma-separated rows under a header line, as dicts of strings; read as they are asked for."""
     source = str(path)
     csv.field_size_limit(_LONGEST_CSV_FIELD)
-    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    try:
-        header = next(lines, [])
-        if twice := [name for name, count in Counter(header).items() if count > 1]:
-            names = ", ".join(map(repr, twice))
-            raise DataError(f"the header names {names} twice", source=source, hint="give each column its own name")
-        index = 0
-        for values in lines:
-            if not values:
-                continue
-            yield _csv_row(header, values, source, index, lines.line_num)
-            index += 1
-    except csv.Error as error:
-        raise DataError(f"line {lines.line_num} is not CSV: {error}", source=source, hint="repair the line") from None
+    with open_data_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        lines = csv.reader(text, strict=True)
+        try:
+            header = next(lines, [])
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                names = ", ".join(map(repr, twice))
+                raise DataError(f"the header names {names} twice", source=source, hint="give each column its own name")
+            for index, values in enumerate(filter(None, lines)):
+                yield _csv_row(header, values, source, index, lines.line_num)
+        except csv.Error as error:
+            message, hint = f"line {lines.line_num} is not CSV: {error}", "repair the line"
+            raise DataError(message, source=source, hint=hint) from None
+        except UnicodeDecodeError:
+            _read_text(path)  # tells where in the file
+            raise
 
 
 def other_delimiter(header: Sequence[str]) -> str | None:
