@@ -197,7 +197,7 @@ def test_init_says_what_it_has_not_read_and_what_does_not_fit(command: Command, 
     recipe = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
     assert "max_tokens: 256" in recipe and "overflow: error  # 1 rows are longer than the model's context" in recipe
     assert "only the first" not in made.err
-    planned = json.loads(command("plan", "recipe.yaml", "--json", "--set", "overflow=truncate").out)["plan"]
+    planned = json.loads(command("plan", "recipe.yaml", "--json", "--set", "max_tokens=2000").out)["plan"]
     assert any("1 rows hold placeholders" in each for each in planned["warnings"])
     write_chats(tmp_path / "many.jsonl", 2001)
     many = command("init", "many.jsonl", "--model", "model", "--force")
