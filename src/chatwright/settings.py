@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from chatwright.errors import ConfigError, not_utf8
 
@@ -23,6 +23,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_answer_for_a_number(cls, data: Any) -> Any:
+        """`true` isn't 1."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            kinds = (get_args(field.annotation) or (field.annotation,)) if field is not None else (bool,)
+            if isinstance(value, bool) and set(kinds) <= {int, float, type(None)}:
+                raise ValueError(f"{name} must be a number (found {str(value).lower()})")
+        return data
 
     @field_validator("*")
     @classmethod

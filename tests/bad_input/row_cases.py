@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bad_case import Case, data, formatted, line, message, recipe
+from bad_case import Case, data, data_commands, formatted, line, message, recipe
 
 USER = {"role": "user", "content": "a"}
 HALF = "\ud800"
@@ -139,9 +139,10 @@ FORMATS = [
     formatted("dialogue of numbers", "dialogue", [1, 2], "must be text"),
     formatted("dialogue empty", "dialogue", [], "empty"),
     formatted("nanochat row a list of texts", "nanochat", ["a", "b"], "messages.0"),
+    # `inspect` shows pairs
     data(
         "preference pairs", "bad.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "bad.jsonl", "preference"
-    ),
+    )._replace(commands=data_commands("bad.jsonl")[:2]),
     data("no known format", "bad.jsonl", b'{"a": 1}\n', "bad.jsonl", "no known format", "'a'"),
     data(
         "no reply to train on",
