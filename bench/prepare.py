@@ -97,6 +97,7 @@ def settings_of(case: dict[str, Any]) -> Any:
     return RunSettings.model_validate(
         {
             "model": case["model"],
+            "template": {"format": case["template"]},
             "data": [{"path": case["file"], "format": "messages"}],
             "overflow": "drop",
             "max_tokens": 2048,
@@ -110,7 +111,9 @@ def measure_ours(case: dict[str, Any]) -> dict[str, Any]:
     from chatwright.recipes.data import build_data, prepare_text
     from chatwright.recipes.rendering import data_fingerprint
 
-    settings = settings_of(case)
+    from chatwright.checkpoints.imports import resolve_model
+
+    settings = settings_of({**case, "model": str(resolve_model(case["model"]).folder)})
     data_fingerprint(settings, prepare_text(settings).template)  # the model is at hand, and imports are done
     with tempfile.TemporaryDirectory(dir=Path(case["file"]).parent) as folder:
         os.environ["CHATWRIGHT_CACHE"] = folder
@@ -246,6 +249,7 @@ def main() -> None:
     parser.add_argument("--baseline-rows", type=int, default=200_000, help="most rows for the tokenizers library alone")
     parser.add_argument("--trl-rows", type=int, default=50_000)
     parser.add_argument("--model", default="smollm2-135m-q4")
+    parser.add_argument("--template", default="auto", help="auto: the model's own; or a native one, such as chatml")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--cases", default="encode_batch,encode_batch_fast,ours")
     parser.add_argument("--folder", type=Path, help="where the rows are written; kept, and used again")
@@ -261,10 +265,11 @@ def main() -> None:
     file = folder / f"rows-{options.rows}.jsonl"
     if not file.exists():
         write_rows(file, options.rows)
-    case = {name: getattr(options, name) for name in ("model", "workers", "baseline_rows", "trl_rows")}
+    case = {name: getattr(options, name) for name in ("model", "template", "workers", "baseline_rows", "trl_rows")}
     figures = {
         "machine": machine_facts(),
         "rows": options.rows,
+        "template": options.template,
         "bytes": file.stat().st_size,
         "cases": {name: run_case({**case, "case": name, "file": str(file)}) for name in options.cases.split(",")},
     }

@@ -54,6 +54,7 @@ class _Generation(jinja2.ext.Extension):
         return str(caller())
 
 
+_PLAIN = frozenset({str, dict, list, jinja2.runtime.LoopContext})
 _SAFE: dict[tuple[type, str], bool] = {}
 
 
@@ -65,7 +66,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """The sandbox's own answer, remembered for plain types, where it depends on type and name only."""
         kind = type(obj)
-        if kind not in (str, dict, list):
+        if kind not in _PLAIN:
             return super().is_safe_attribute(obj, attr, value)
         known = _SAFE.get((kind, attr))
         if known is None:
