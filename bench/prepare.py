@@ -108,10 +108,9 @@ def settings_of(case: dict[str, Any]) -> Any:
 
 def measure_ours(case: dict[str, Any]) -> dict[str, Any]:
     """From the file to a plan, through a cache of its own."""
+    from chatwright.checkpoints.imports import resolve_model
     from chatwright.recipes.data import build_data, prepare_text
     from chatwright.recipes.rendering import data_fingerprint
-
-    from chatwright.checkpoints.imports import resolve_model
 
     settings = settings_of({**case, "model": str(resolve_model(case["model"]).folder)})
     data_fingerprint(settings, prepare_text(settings).template)  # the model is at hand, and imports are done
