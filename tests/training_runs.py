@@ -26,6 +26,7 @@ from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
 from chatwright.settings import build
 from chatwright.templates.rendered import RenderedExample
+from chatwright.train.hooks import Hook, StepRecord
 from chatwright.train.trainer import TrainResult
 
 CPU = Runtime(torch.device("cpu"))
@@ -229,3 +230,19 @@ def finish_ranks(ranks: Sequence[subprocess.Popen[str]], timeout: float = 240) -
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(printed)
     return printed
+
+
+class Crash(Exception):
+    """Stands for anything that ends a run without warning."""
+
+
+class CrashAfter(Hook):
+    """Raises after a step; what that step changed is lost unless it was saved before."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, record: StepRecord) -> None:
+        """Count, and crash."""
+        if record.step == self.step:
+            raise Crash

@@ -111,7 +111,9 @@ def test_humaneval_replies_with_the_whole_program():
 
 
 def test_every_real_humaneval_reply_is_python():
-    for found in load_conversations(shared("data/humaneval/HumanEval.jsonl.gz")).conversations:
+    conversations = load_conversations(shared("data/humaneval/HumanEval.jsonl.gz")).conversations
+    assert len(conversations) == 164
+    for found in conversations:
         compile(found.messages[1].text, str(found.extra["task_id"]), "exec")
 
 

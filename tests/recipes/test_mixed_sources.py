@@ -148,4 +148,5 @@ def test_weights_for_all_entries_or_none_are_fine() -> None:
         [{"path": "a", "weight": 1}, {"path": "b", "weight": 0.5}],
         [{"path": "a"}, {"path": "b", "epochs": 2}],
     ):
-        build(RunSettings, {"model": "m", "data": data}, "recipe.yaml")
+        settings = build(RunSettings, {"model": "m", "data": data}, "recipe.yaml")
+        assert [entry.weight for entry in settings.data] == [entry.get("weight") for entry in data]

@@ -22,9 +22,10 @@ from chatwright.inspection.ledger import LedgerError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.recipes import build, resuming, saving
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.train.hooks import Hook, StepRecord
 from chatwright.train.trainer import Progress
 from training_runs import (
+    Crash,
+    CrashAfter,
     conversations,
     differing_bits,
     finish_ranks,
@@ -89,22 +90,6 @@ def kill_after_progress(processes: list[subprocess.Popen[str]], run: Path, secon
         process.send_signal(signal.SIGKILL)
         process.communicate()
     return alive
-
-
-class Crash(Exception):
-    """Stands for anything that ends a run without warning."""
-
-
-class CrashAfter(Hook):
-    """Raises after a step; what that step changed is lost unless it was saved before."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, record: StepRecord) -> None:
-        """Count, and crash."""
-        if record.step == self.step:
-            raise Crash
 
 
 def test_killed_then_stopped_by_ctrl_c_then_resumed(tiny_model: Path, rows: Path, tmp_path: Path) -> None:

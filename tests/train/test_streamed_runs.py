@@ -21,9 +21,10 @@ from chatwright.preparation import logical_reader, streamed_rows
 from chatwright.preparation.stream import Stream, StreamPosition
 from chatwright.recipes.data import build_planned
 from chatwright.recipes.run_settings import RunSettings
-from chatwright.train.hooks import Hook, StepRecord
 from chatwright.train.trainer import Trainer
 from training_runs import (
+    Crash,
+    CrashAfter,
     checkpoint_tensors,
     conversations,
     differing_bits,
@@ -65,22 +66,6 @@ def stream_recipe(model: Path, rows: Path, out: Path, steps: int = 9, **changes:
         "train": {"max_steps": steps, "save_every": 3, "evaluate_every": 4},
     }
     return recipe(model, rows, out, **merged(base, changes))
-
-
-class Crash(Exception):
-    """Stands for anything that ends a run without warning."""
-
-
-class CrashAfter(Hook):
-    """Raises after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, record: StepRecord) -> None:
-        """Count, and crash."""
-        if record.step == self.step:
-            raise Crash
 
 
 def crashed_and_resumed(settings: RunSettings, *steps: int) -> None:

@@ -17,7 +17,6 @@ from chatwright.errors import ConfigError, UserError
 
 ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 OPTIONAL_COLUMNS = ("history", "system", "tools")
-PREFERENCE_COLUMNS = ("chosen", "rejected", "kto_tag")
 FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 ROLE_TAGS = {
     "user_tag": "user",

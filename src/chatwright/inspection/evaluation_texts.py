@@ -18,7 +18,6 @@ from chatwright.errors import UserError
 from chatwright.tasks.registry import TASKS, make_task
 
 TextField = Literal["question", "choices", "answer"]
-TEXT_FIELDS: tuple[TextField, ...] = ("question", "choices", "answer")
 
 SPLIT = "test"
 SUBSETS = {"arc": ("ARC-Easy", "ARC-Challenge")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +13,9 @@ from chatwright.batches.collate import collate
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.console import warn
-from chatwright.errors import CheckpointError, UserError
+from chatwright.errors import UserError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.packing.plan import plan_packs
-from chatwright.preparation.crew import Crew
 from chatwright.recipes.model import ModelSetup
 from chatwright.recipes.planning import learning_rate_multipliers
 from chatwright.recipes.resuming import restore
@@ -145,26 +143,3 @@ def _own_hooks(settings: RunSettings, run: RunFolder, runtime: Runtime, show_pro
     if settings.tracking.wandb_project:
         hooks.append(WandbHook(run, settings.tracking.wandb_project, settings.model_dump(mode="json")))
     return hooks
-
-
-def open_run(name: str) -> Path:
-    """The folder of a run, checked.
-
-    Raises:
-        CheckpointError: it holds no complete checkpoint.
-    """
-    path = Path(name)
-    if latest_checkpoint(path) is None:
-        raise CheckpointError(
-            "holds no complete checkpoint", place=name, hint="train it first: chatwright train RECIPE"
-        )
-    return path
-
-
-def build_all(settings: RunSettings, runtime: Runtime, **options: Any) -> RunTrainer:
-    """Data, model and trainer of a recipe in one call."""
-    from chatwright.recipes.data import build_data
-    from chatwright.recipes.model import build_model
-
-    data = build_data(settings, crew=Crew.of(runtime))
-    return build_trainer(settings, data, build_model(settings, data.text, runtime), runtime, **options)
