@@ -17,7 +17,7 @@ import torch
 
 from chatwright.adapters.peft_files import WEIGHTS_NAME
 from chatwright.checkpoints.imports import ADAPTER_CONFIG, ResolvedModel
-from chatwright.checkpoints.manifest import manifest_hash
+from chatwright.checkpoints.manifest import manifest_hash, read_manifest
 from chatwright.checkpoints.merging import merge_adapter
 from chatwright.checkpoints.tensors import load_tensors
 from chatwright.errors import ModelError
@@ -174,6 +174,7 @@ def _write_marker(resolved: ResolvedModel, folder: Path, kind: str, dtype: str) 
         "base_source": resolved.source if resolved.source.startswith("hub:") else Path(resolved.source).name,
         "checkpoint": f"{checkpoint.parent.name}/{checkpoint.name}" if checkpoint is not None else None,
         "manifest_sha256": manifest_hash(checkpoint) if checkpoint is not None else None,
+        "contamination": read_manifest(checkpoint).contamination if checkpoint is not None else {},
         "base_origin": json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else None,
     }
     _write_json(folder / MARKER_NAME, record)

@@ -40,6 +40,7 @@ class Manifest(BaseModel):
         model, adapter: their configurations. template_identity, tokenizer_identity: hashes.
         recipe: the whole recipe. versions: package → version. determinism: see `determinism_tuple`.
         progress: whatever else the loop must remember. created: ISO 8601, UTC.
+        contamination: evaluation → rows trained on that hold items of it (see `checkpoints.contamination`).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -61,6 +62,7 @@ class Manifest(BaseModel):
     determinism: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     progress: dict[str, Any] = {}
+    contamination: dict[str, int] = {}
     created: str = ""
     files: dict[str, FileRecord] = {}
 

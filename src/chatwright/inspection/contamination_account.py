@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,19 @@ class ContaminationAccount:
         for name, reason in sorted(self.unchecked.items()):
             by_reason.setdefault(reason, []).append(name)
         return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
+
+
+def rows_met(report: Mapping[str, Any] | None, *, drops: bool) -> dict[str, int]:
+    """Evaluation → rows that hold items of it and stay in, of every evaluation that the rows were compared with.
+
+    Args:
+        report: what `ContaminationReport.to_dict` gave; None where rows weren't compared.
+        drops: rows that are hit are left out, so none stays in.
+    """
+    if report is None:
+        return {}
+    met = Counter(task for _, _, tasks in report["rows"] for task in tasks)
+    return {name: 0 if drops else met[name] for name in sorted(report["evaluations"])}
 
 
 def dropped_rows(ledger: Ledger) -> int:

@@ -16,6 +16,7 @@ from typing import Literal
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import UserError
 from chatwright.tasks.registry import TASKS, make_task
+from chatwright.tasks.task import Task
 
 TextField = Literal["question", "choices", "answer"]
 
@@ -116,6 +117,14 @@ def collect_evaluations(names: Sequence[str] | None = None) -> Evaluations:
         items[name] = len(conversations)
         texts += evaluation_texts(name, SPLIT, conversations)
     return Evaluations(tuple(texts), items, unchecked)
+
+
+def evaluation_name(task: Task) -> str:
+    """What contamination reports call a task as an evaluation: `gsm8k`, `arc:ARC-Easy`.
+
+    A subject of MMLU is counted with all of `mmlu`, whose rows are compared together.
+    """
+    return f"{task.name}:{task.options.subset}" if task.name in SUBSETS else task.name
 
 
 def _evaluations() -> list[str]:

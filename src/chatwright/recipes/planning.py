@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chatwright.inspection.contamination_account import ContaminationAccount
+from chatwright.inspection.contamination_account import ContaminationAccount, rows_met
 from chatwright.inspection.ledger import Ledger
 from chatwright.models.weights import read_config
 from chatwright.optim.schedules import multipliers
@@ -123,6 +123,18 @@ def contamination_account(
     """What became of the comparison of a recipe's rows with evaluations; `report`: of `Rendered.contamination`."""
     chosen = settings.contamination
     return ContaminationAccount.of(report, ledger, drops=chosen is not None and chosen.on_hit == "drop")
+
+
+def contamination_marks(settings: RunSettings, data: TrainingData) -> dict[str, int]:
+    """Evaluation → rows of the training data that hold items of it; what a checkpoint carries on.
+
+    Of a stream only what is left out is known: its rows are compared as they come, and not listed by evaluation.
+    """
+    chosen = settings.contamination
+    drops = chosen is not None and chosen.on_hit == "drop"
+    if isinstance(data, RunData):
+        return rows_met(data.contamination, drops=drops)
+    return rows_met(data.job.check.empty, drops=True) if drops and data.job.check is not None else {}
 
 
 def _warnings(data: RunData, longest: int) -> list[str]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from chatwright import __version__
 from chatwright.adapters.peft_files import save_peft
+from chatwright.checkpoints.contamination import marks_after
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import Manifest, manifest_hash, read_manifest
 from chatwright.checkpoints.store import keep, mark_best, save_checkpoint
@@ -29,6 +30,7 @@ from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import read_config, save_weights
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.planning import contamination_marks
 from chatwright.recipes.resuming import ADAPTER_MASTERS
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.streaming import TrainingData
@@ -59,7 +61,14 @@ class CheckpointWriter:
         self.identity = data.identity()
         if parent is not None and runtime.is_main:
             self._settle(parent)
+        self.contamination = self._contamination() if runtime.is_main else {}
         self.base_hash = model_hash(data.text.resolved.folder) if runtime.is_main else None
+
+    def _contamination(self) -> dict[str, int]:
+        """The marks of this run's rows, and of those that the model was trained on before."""
+        found = self.data.text.resolved
+        began = found.checkpoint or found.adapter or found.folder
+        return marks_after(began, contamination_marks(self.settings, self.data))
 
     def save(self, progress: Progress) -> Path:
         """Save, mark the best, and delete what `keep_last` no longer keeps; returns the step's folder."""
@@ -150,6 +159,7 @@ class CheckpointWriter:
             determinism=determinism_tuple(self.runtime),
             metrics={HELDOUT_METRIC: progress.best_loss} if progress.is_best else {},
             progress=_plain(progress),
+            contamination=self.contamination,
         )
 
 

@@ -31,6 +31,7 @@ class Task(Protocol):
     name: str
     options_type: type[Settings]
     splits: tuple[str, ...]
+    options: Any
 
     def __init__(self, options: Any) -> None:
         """Keep the options, an instance of `options_type`."""
