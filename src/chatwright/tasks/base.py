@@ -22,6 +22,7 @@ class BaseTask(ABC, Generic[Options]):
     name: str
     options_type: type[Settings] = NoOptions
     splits: tuple[str, ...] = ("train", "test")
+    max_new_tokens: int = 256
 
     def __init__(self, options: Options) -> None:
         self.options = options

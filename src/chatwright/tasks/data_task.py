@@ -40,6 +40,8 @@ class DataTask(BaseTask[Options]):
 class ChoiceTask(DataTask[Options]):
     """A data set of multiple-choice questions, asked and graded as nanochat does."""
 
+    max_new_tokens = 64
+
     def grade(self, conversation: Conversation, reply: Message) -> bool:
         """Whether the final text is the letter of the right choice, as the question demands."""
         return final_text(reply).strip().strip("().:*`").strip() == conversation.extra["answer"]

@@ -23,6 +23,7 @@ class Gsm8k(DataTask[Gsm8kOptions]):
 
     name = "gsm8k"
     options_type: type[Settings] = Gsm8kOptions
+    max_new_tokens = 512
 
     def place(self, split: str) -> DataPlace:
         """`gsm8k/train.jsonl` (`gsm8k/train_socratic.jsonl`), or the hub's files in `gsm8k/main`."""

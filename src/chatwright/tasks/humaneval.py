@@ -25,6 +25,7 @@ class HumanEval(DataTask[NoOptions]):
 
     name = "humaneval"
     splits: tuple[str, ...] = ("test",)
+    max_new_tokens = 512
     executor: Executor | None = None
 
     def with_executor(self, executor: Executor) -> HumanEval:

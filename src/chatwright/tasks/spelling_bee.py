@@ -17,9 +17,7 @@ from chatwright.tasks.grading import marked_number
 from chatwright.tasks.task import CALCULATOR, Draft, Split, question_and_reply, random_for
 from chatwright.tasks.word_lists import WordOptions
 
-ABSENT = 0.1
-LOWER_CASE = 0.3
-NO_MARK = 0.5
+ABSENT, LOWER_CASE, NO_MARK = 0.1, 0.3, 0.5
 QUOTES = ("", "'", '"')
 
 
@@ -28,6 +26,7 @@ class SpellingBee(GeneratedTask[WordOptions]):
 
     name = "spelling_bee"
     options_type: type[Settings] = WordOptions
+    max_new_tokens = 512
 
     def drafts(self, split: Split, seed: int) -> Iterator[Draft]:
         """`size` problems, each word of the split once before one comes again."""

@@ -31,6 +31,8 @@ class Task(Protocol):
     name: str
     options_type: type[Settings]
     splits: tuple[str, ...]
+    max_new_tokens: int
+    """Room for a reply when an evaluation lets a model answer by itself, reasoning and tool results included."""
     options: Any
 
     def __init__(self, options: Any) -> None:
