@@ -69,6 +69,25 @@ def test_gaps_between_control_tokens_get_the_ids_of_transformers(name: str) -> N
         assert [index, *ours.encode_text(gap), index] == whole, gap
 
 
+@pytest.mark.parametrize("name", [*SHARED, *FAMILIES])
+def test_the_bytes_of_the_tokens_add_up_to_the_texts(name: str) -> None:
+    """Exactly, but for the space that older SentencePiece puts before the first word."""
+    tokenizer = loaded(name)
+    sizes = tokenizer.token_bytes
+    assert len(sizes) == tokenizer.vocab_size and not sizes[sorted(tokenizer.control_names)].any()
+
+    @settings(max_examples=50, deadline=None)
+    @given(text=texts())
+    def check(text: str) -> None:
+        ids = tokenizer.encode_text(text)
+        if tokenizer.decode(ids) != text:  # a tokenizer that normalizes, or has no token for a part of it
+            return
+        begins = sizes[ids].sum() - len(text.encode())
+        assert begins == 0 or (begins == 1 and tokenizer.decode(ids, place=Place.INSIDE) == f" {text}")
+
+    check()
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=texts())
 def test_byte_level_text_comes_back_exactly(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +23,8 @@ from chatwright.errors import TemplateError
 from chatwright.templates.tokenizer_files import TokenizerFiles, read_files, write_files
 from chatwright.templates.twin import Place, build_twins, control_tokens, unknown_id
 
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""A byte that SentencePiece's fallback has a token for."""
 SMALL_BATCH = 32
 """Fewer texts than this are encoded one by one."""
 
@@ -205,6 +208,26 @@ class TextTokenizer:
             return self.control_names[index]
         text = self._decode_run([index], Place.INSIDE)
         return text if "�" not in text else self._twins[Place.INSIDE].id_to_token(index) or text
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """int64 `[V]`: bytes of text that each token stands for, 0 for control tokens; what bits per byte divide by.
+
+        Byte-level tokenizers name a token by one character a byte. Where a tokenizer puts a space before the first word
+        of a text (older SentencePiece), that byte is counted although the text doesn't have it.
+        """
+        names = {index: name for name, index in self._vocab.items()}
+        level = "ByteLevel" in json.dumps(self._files.tokenizer.get("decoder"))
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for index, name in names.items():
+            if level or _BYTE.fullmatch(name):
+                sizes[index] = len(name) if level else 1
+            else:
+                sizes[index] = len(self._decode_run([index], Place.INSIDE).encode())
+        for token in self._files.tokenizer["added_tokens"]:
+            text = token["content"].replace("▁", " ")  # one that isn't control is whitespace
+            sizes[token["id"]] = 0 if token["id"] in self.control_names else len(text.encode())
+        return sizes
 
     # Changing and saving
 
