@@ -186,6 +186,24 @@ def chat(
 
 
 @app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Models in the order of their columns.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="A prompt a line, or probes (.yaml); the built-in ones if not given."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or npu.")] = "auto",
+    html: Annotated[str | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answers of several models side by side, each marked for brevity, format, tool use and keeping to its turn."""
+    from chatwright.cli.compare import Request, run_compare
+
+    run_compare(Request(models, prompts, max_new_tokens, device, html, as_json))
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A run or checkpoint folder (or any model).")],
     out: Annotated[str, typer.Argument(help="The folder to write.")],

@@ -53,9 +53,15 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A whole report; `tiles`: (figure, words) of what tells most."""
+    """A whole report; `tiles`: (figure, words) of what tells most.
+
+    Args:
+        about: what reports of its kind are about. made_with: the command that makes them, and from what.
+    """
 
     title: str
     subtitle: str
     tiles: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    about: str = "what was trained, and how it went"
+    made_with: tuple[str, str] = ("chatwright report --html", "from the run's own files")
