@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -23,11 +24,13 @@ from chatwright.conversations.schema import Conversation
 from chatwright.errors import UserError
 from chatwright.evals.choice import choose_letters
 from chatwright.evals.generate import reply_and_grade
+from chatwright.evals.heldout import HeldoutSet, LossMeter
 from chatwright.evals.records import FRESH, Header, Key, Record, ResultsFile, file_name
 from chatwright.evals.selection import RunsCode, Selected
 from chatwright.evals.subject import Subject
 from chatwright.evals.trials import Outcome, Trial, asked, prompt_hash
 from chatwright.inference.sampling import SamplingSettings
+from chatwright.inspection.evaluation_texts import evaluation_name
 from chatwright.preparation.crew import Crew
 from chatwright.runtime import Runtime, seed_for
 from chatwright.settings import Settings
@@ -109,6 +112,7 @@ class TaskResult:
     """What a subject did on a task.
 
     Args:
+        evaluation: what contamination reports call the task.
         records: of every trial, in order.
         chance: the share of right answers that guessing gives.
         samples: replies a problem. seconds: of this session; 0 where everything was there already.
@@ -118,6 +122,7 @@ class TaskResult:
     label: str
     split: str
     way: Way
+    evaluation: str
     records: tuple[Record, ...]
     chance: float = 0.0
     samples: int = 1
@@ -143,9 +148,42 @@ def evaluate_task(subject: Subject, selected: Selected, settings: EvalSettings, 
         key |= settings.sampling(selected).model_dump(mode="json", exclude={"seed"})
     began = time.monotonic()
     with _measure(subject, selected, settings, way) as measure:
-        records = collect(subject, selected.label, trials, measure, key, session, settings.system)
+        show = partial(asked, system=settings.system)
+        records = collect(subject, selected.label, trials, measure, key, session, show)
     seconds = time.monotonic() - began
-    return TaskResult(subject.name, selected.label, split, way, records, chance(problems), samples, seconds)
+    names = (subject.name, selected.label, split, way, evaluation_name(selected.task))
+    return TaskResult(*names, records, chance(problems), samples, seconds)
+
+
+class MeasuresLoss(Subject, Protocol):
+    """A subject whose model is at hand."""
+
+    @property
+    def losses(self) -> LossMeter:
+        """Measures the loss."""
+        ...
+
+
+def evaluate_heldout(
+    subject: MeasuresLoss, heldout: HeldoutSet, session: Session, limit: int | None = None
+) -> TaskResult:
+    """Measure a subject's loss and bits per byte on held-out conversations, the first `limit` of them.
+
+    Raises:
+        UserError: there are none, or none that fits the model's context and has something supervised.
+    """
+    trials = [Trial(number, 0, each) for number, each in enumerate(heldout.conversations[:limit])]
+    if not trials:
+        raise UserError("there are no held-out conversations", place=heldout.name)
+    key = {"task": heldout.name, "train_on": sorted({str(policy) for policy in heldout.train_on}), "by": "loss"}
+    began = time.monotonic()
+    measure = partial(subject.losses.measure, heldout=heldout)
+    records = collect(subject, f"heldout {heldout.name}", trials, measure, key, session, lambda each: each)
+    if all("unanswered" in record.details for record in records):
+        reasons = ", ".join(sorted({record.details["unanswered"] for record in records}))
+        raise UserError(f"no conversation can be measured by {subject.name}: {reasons}", place=heldout.name)
+    label = f"held-out: {heldout.name}"
+    return TaskResult(subject.name, label, "", "loss", "", records, seconds=time.monotonic() - began)
 
 
 def chance(problems: Sequence[Conversation]) -> float:
@@ -182,17 +220,18 @@ def collect(
     measure: Measure,
     key: dict[str, Any],
     session: Session,
-    system: str | None = None,
+    show: Callable[[Conversation], Conversation],
 ) -> tuple[Record, ...]:
     """The record of every trial, in order: those on disk, and those that are still to be made.
 
     Args:
         key: what the results depend on, besides the subject's identity.
+        show: what of a trial's conversation the subject is shown.
 
     Raises:
         UserError: as `evaluate_task` does; on every rank, if it is raised on one.
     """
-    hashes = {Key(each.problem, each.sample): prompt_hash(asked(each.conversation, system)) for each in trials}
+    hashes = {Key(each.problem, each.sample): prompt_hash(show(each.conversation)) for each in trials}
     file = _file(subject, label, key, session)
     found = session.crew.together(
         lambda: file.recover(fresh=session.fresh) if file is not None and session.rank == 0 else []

@@ -60,6 +60,12 @@ class Difference(NamedTuple):
     changed: int
     significant: bool
 
+    @staticmethod
+    def of(value: float, interval: Interval, changed: int) -> Difference:
+        """A difference, told significant or not."""
+        beyond = interval.low > 0 or interval.high < 0
+        return Difference(value, *interval, changed, beyond and changed >= FEWEST_CHANGED)
+
 
 def wilson(successes: float, total: int, confidence: float = CONFIDENCE) -> Interval:
     """The score interval of a proportion (Wilson 1927); holds its promise for few problems and near 0 and 1.
@@ -141,12 +147,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0, confid
         raise ValueError(f"scores of {ours.shape} and {theirs.shape} problems can't be paired")
     change = theirs - ours
     interval = percentiles(bootstrap_means(change, seed), confidence)
-    return _difference(float(change.mean()), interval, int(np.count_nonzero(change)))
-
-
-def _difference(value: float, interval: Interval, changed: int) -> Difference:
-    beyond = interval.low > 0 or interval.high < 0
-    return Difference(value, *interval, changed, beyond and changed >= FEWEST_CHANGED)
+    return Difference.of(float(change.mean()), interval, int(np.count_nonzero(change)))
 
 
 def ratio(amounts: ArrayLike, units: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
@@ -188,7 +189,7 @@ def ratio_difference(
     drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
     interval = percentiles(drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1], confidence)
     changed = int(np.count_nonzero(table[:, 0] * table[:, 3] != table[:, 2] * table[:, 1]))
-    return _difference(float(sums[2] / sums[3] - sums[0] / sums[1]), interval, changed)
+    return Difference.of(float(sums[2] / sums[3] - sums[0] / sums[1]), interval, changed)
 
 
 def pass_at_k(samples: ArrayLike, passed: ArrayLike, k: int) -> NDArray[np.float64]:
