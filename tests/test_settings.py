@@ -66,7 +66,7 @@ def test_impossible_combinations_are_refused() -> None:
     raw = {"model": "m", "data": [{"path": "a"}], "max_tokens": 4096, "packing": {"tokens_per_pack": 1024}}
     with pytest.raises(ConfigError, match="an example must fit a pack"):
         build(RunSettings, raw, "r")
-    raw = {"model": "m", "data": [{"path": "a"}], "train": {"evaluate_every": 5}}
+    raw = {"model": "m", "data": [{"path": "a"}], "eval": {"every": 5}}
     with pytest.raises(ConfigError, match="no held-out data"):
         build(RunSettings, raw, "r")
 

@@ -33,7 +33,8 @@ class Ranks(Protocol):
 
 
 class RunFolder:
-    """The folder of one run: `recipe.yaml`, `plan.json`, `metrics.jsonl`, `trace.jsonl`, `report.md`, and checkpoints.
+    """The folder of one run: `recipe.yaml`, `plan.json`, `metrics.jsonl`, `trace.jsonl`, `samples.jsonl`, `report.md`,
+    and checkpoints.
 
     Args:
         path: an existing run folder; `create` makes one.
@@ -123,6 +124,10 @@ class RunFolder:
         """Add one line to trace.jsonl (what each step trained on)."""
         self._append("trace.jsonl", record)
 
+    def append_sample(self, record: Mapping[str, Any]) -> None:
+        """Add one line to samples.jsonl: a reply of the model as it was after `step` steps."""
+        self._append("samples.jsonl", record)
+
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         if not self.writes:
             return
@@ -137,7 +142,14 @@ class RunFolder:
         Raises:
             CheckpointError: naming a damaged line before the last one.
         """
-        path, records = self.path / "metrics.jsonl", list[dict[str, Any]]()
+        return self._read("metrics.jsonl")
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """The records of samples.jsonl, as `read_metrics` reads; none where the run keeps no samples."""
+        return self._read("samples.jsonl")
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path, records = self.path / name, list[dict[str, Any]]()
         for number, (line, record) in enumerate(_lines(path) if path.exists() else (), start=1):
             if record is not None:
                 records.append(record)
@@ -161,7 +173,7 @@ class RunFolder:
         return max(steps, default=0)
 
     def truncate_after(self, step: int) -> int:
-        """Drop the metrics and trace records of every step > `step`, and lines that are half written.
+        """Drop the metrics, trace and sample records of every step > `step`, and lines that are half written.
 
         A record without `step` stays. Each file is written aside and renamed: a kill in here loses nothing.
 
@@ -171,7 +183,7 @@ class RunFolder:
         if not self.writes:
             return 0
         self.close()
-        paths = [self.path / name for name in ("metrics.jsonl", "trace.jsonl")]
+        paths = [self.path / name for name in ("metrics.jsonl", "trace.jsonl", "samples.jsonl")]
         return sum(_truncate_lines(path, step) for path in paths if path.exists())
 
     def sync(self) -> None:

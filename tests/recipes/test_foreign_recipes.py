@@ -100,7 +100,7 @@ def test_a_llama_factory_training_file(factory):
         "cosine",
         0.1,
     )
-    assert (recipe.train.epochs, recipe.train.dtype, recipe.train.evaluate_every) == (3.0, "bfloat16", 500)
+    assert (recipe.train.epochs, recipe.train.dtype, recipe.eval.every) == (3.0, "bfloat16", 500)
     assert recipe.heldout.share == 0.1
     assert losses(found).keys() == {"template", "overwrite_cache", "mystery"}
     assert ("lora_alpha (default)", "adapter.alpha: 16.0") in found.mapped
@@ -263,7 +263,7 @@ def test_a_trl_configuration(tmp_path):
     assert recipe.adapter is not None
     assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (32, 16, 0.05)
     assert (recipe.schedule.name, recipe.schedule.warmup_fraction) == ("linear", 0.1)
-    assert (recipe.optimizer.learning_rate, recipe.train.evaluate_every) == (2e-5, 100)
+    assert (recipe.optimizer.learning_rate, recipe.eval.every) == (2e-5, 100)
     assert str(recipe.template.train_on) == "assistant"
     assert losses(found).keys() == {"load_in_4bit"}
 

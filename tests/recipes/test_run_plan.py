@@ -100,7 +100,7 @@ def test_tensorboard_gets_every_step_once(tiny_model: Path, rows: Path, tmp_path
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     losses = [(event.step, event.value) for event in found.Scalars("train/loss")]
     assert losses == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in run.steps]
-    assert found.Scalars("heldout/loss")[-1].step == run.result.progress.step
+    assert found.Scalars("evaluation/heldout_loss")[-1].step == run.result.progress.step
 
 
 class Crash(Hook):

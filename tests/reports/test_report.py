@@ -49,7 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root / "run",
             data=[{"path": str(first), "weight": 2}, {"path": str(second), "weight": 1, "on_bad_row": "skip"}],
             heldout={"share": 0.1},
-            train={"evaluate_every": 2, "save_every": 3, "keep_last": 2},
+            train={"save_every": 3, "keep_last": 2},
+            eval={"every": 2},
         )
         train(settings)
     return root / "run"

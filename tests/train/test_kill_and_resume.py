@@ -60,7 +60,8 @@ def long_recipe(model: Path, rows: Path, out: Path, kind: str, epochs: int) -> R
         "heldout": {"share": 0.2},
         "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
         "schedule": {"name": "cosine", "warmup_fraction": 0.1},
-        "train": {"epochs": epochs, "save_every": 3, "evaluate_every": 4},
+        "train": {"epochs": epochs, "save_every": 3},
+        "eval": {"every": 4},
     }
     for room, changes in KINDS[kind].items():
         base[room] = {**base.get(room, {}), **changes}
@@ -220,10 +221,10 @@ def test_a_kill_between_saving_and_marking_the_best_is_made_good(
     settings = long_recipe(tiny_model, rows, tmp_path / "run", "float32", 5)
     real = saving.mark_best
 
-    def killed(run: Path, folder: Path, metric: str) -> bool:
+    def killed(run: Path, folder: Path, metric: str, **how: bool) -> bool:
         if step_of(folder) == 12:
             raise Crash
-        return real(run, folder, metric)
+        return real(run, folder, metric, **how)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(saving, "mark_best", killed)

@@ -111,8 +111,8 @@ def test_what_does_not_decide_the_weights_may_change(
     begun: Callable[..., RunSettings], tiny_model: Path, rows: Path, tmp_path: Path
 ) -> None:
     """Saved and evaluated more often, layers recomputed: the same weights."""
-    options = {"save_every": 1, "keep_last": 3, "evaluate_every": 2, "activation_checkpointing": True, "log_every": 2}
-    run = train(begun(train=options), resume=True)
+    options = {"save_every": 1, "keep_last": 3, "activation_checkpointing": True, "log_every": 2}
+    run = train(begun(train=options, eval={"every": 2}), resume=True)
     whole = train(recipe(tiny_model, rows, tmp_path / "whole", train={"epochs": 2}, heldout={"share": 0.2}))
     assert run.trainer.start.step == 2 and run.result.progress.step == whole.result.progress.step
     assert (run.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()

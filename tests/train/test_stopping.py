@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-import chatwright.train.trainer as trainer_module
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.checkpoints.manifest import read_manifest
 from chatwright.checkpoints.store import best_checkpoint, list_checkpoints, step_of
 from chatwright.errors import ConfigError, TrainingError
 from chatwright.losses.loss_sum import LossSum
+from chatwright.recipes import evaluation as recipe_evaluation
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.train.evaluation import Evaluation
 from chatwright.train.hooks import Hook, StepRecord
 from chatwright.train.objectives import next_token_nll
 from training_runs import conversations, prepare, recipe, train, write_rows
@@ -47,9 +48,9 @@ class Seen(Hook):
         """Remember."""
         self.calls.append(("step", record.step, record.metrics))
 
-    def on_evaluation(self, step: int, heldout_loss: float) -> None:
+    def on_evaluation(self, evaluation: Evaluation) -> None:
         """Remember."""
-        self.calls.append(("evaluation", step))
+        self.calls.append(("evaluation", evaluation.step))
 
     def on_save(self, folder: Path) -> None:
         """Remember."""
@@ -199,15 +200,15 @@ def test_max_steps_bounds_the_run_and_its_schedule(tiny_model: Path, rows: Path,
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
     """Held-out losses by evaluation, the one before training first."""
     told = iter(losses.values())
-    monkeypatch.setattr(trainer_module, "heldout_loss", lambda *arguments: (next(told), 1.0))
+    monkeypatch.setattr(recipe_evaluation.HeldoutMeasure, "values", lambda self, here: {"heldout_loss": next(told)})
 
 
 def test_evaluation_and_what_is_kept(
     tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The best checkpoint stays beside the last two, and each knows its own loss only."""
-    options = {"epochs": 9, "max_steps": 14, "evaluate_every": 2, "save_every": 2, "keep_last": 2}
-    settings = with_heldout(tiny_model, rows, tmp_path / "run", train=options)
+    options = {"epochs": 9, "max_steps": 14, "save_every": 2, "keep_last": 2}
+    settings = with_heldout(tiny_model, rows, tmp_path / "run", train=options, eval={"every": 2})
     heldout = {0: 5.0, 2: 4.0, 4: 3.0, 6: 3.5, 8: 3.0, 10: 3.25, 12: 3.75, 14: 3.5}
     scripted(monkeypatch, heldout)
     run = train(settings)
@@ -221,9 +222,8 @@ def test_evaluation_and_what_is_kept(
 
 
 def test_a_checkpoint_never_claims_the_loss_of_another_step(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
-    settings = with_heldout(
-        tiny_model, rows, tmp_path / "run", train={"epochs": 9, "max_steps": 6, "evaluate_every": 2, "save_every": 3}
-    )
+    options = {"epochs": 9, "max_steps": 6, "save_every": 3}
+    settings = with_heldout(tiny_model, rows, tmp_path / "run", train=options, eval={"every": 2})
     train(settings)
     claims = {step_of(path): read_manifest(path).metrics for path in list_checkpoints(tmp_path / "run")}
     assert set(claims) == {3, 6} and claims[3] == {} and set(claims[6]) == {"heldout_loss"}
@@ -232,23 +232,23 @@ def test_a_checkpoint_never_claims_the_loss_of_another_step(tiny_model: Path, ro
 def test_early_stopping_keeps_the_best_and_stays_stopped(
     tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"epochs": 9, "max_steps": 18, "evaluate_every": 2, "early_stopping_patience": 3}
-    settings = with_heldout(tiny_model, rows, tmp_path / "run", train=options)
+    options = {"epochs": 9, "max_steps": 18, "early_stopping_patience": 3}
+    settings = with_heldout(tiny_model, rows, tmp_path / "run", train=options, eval={"every": 2})
     scripted(monkeypatch, {0: 5.0, 2: 4.0, 4: 4.5, 6: 3.0, 8: 3.5, 10: 3.0, 12: 3.25, 14: 2.0, 16: 2.5, 18: 1.0})
     run = train(settings)
-    assert (run.result.reason, run.result.progress.step) == ("the held-out loss stopped falling", 12)
+    assert (run.result.reason, run.result.progress.step) == ("heldout_loss stopped falling", 12)
     best = best_checkpoint(tmp_path / "run")
     assert best is not None and step_of(best) == 6, "saved when it was found, though save_every is not set"
     assert names(tmp_path / "run") == [6, 12]
     again = train(settings, resume=True)
     assert (again.result.progress.step, again.result.reason) == (12, run.result.reason), "not one step more"
     patient = {**options, "early_stopping_patience": 4}
-    more = train(with_heldout(tiny_model, rows, tmp_path / "run", train=patient), resume=True)
+    more = train(with_heldout(tiny_model, rows, tmp_path / "run", train=patient, eval={"every": 2}), resume=True)
     assert more.trainer.start.step == 12 and more.result.progress.step == 18
 
 
 def test_early_stopping_without_evaluation_is_refused(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="early_stopping_patience needs evaluate_every"):
+    with pytest.raises(ConfigError, match="early_stopping_patience needs evaluations between"):
         recipe(tiny_model, rows, tmp_path / "run", train={"early_stopping_patience": 2})
     with pytest.raises(ConfigError, match="there is no held-out data"):
-        recipe(tiny_model, rows, tmp_path / "run", train={"evaluate_every": 2})
+        recipe(tiny_model, rows, tmp_path / "run", eval={"every": 2})

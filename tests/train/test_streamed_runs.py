@@ -63,7 +63,8 @@ def stream_recipe(model: Path, rows: Path, out: Path, steps: int = 9, **changes:
         "heldout": {"data": [{"path": str(rows.parent / "heldout.jsonl")}]},
         "packing": {"window": 12, "packs_per_step": 2},
         "schedule": {"name": "cosine", "warmup_fraction": 0.2},
-        "train": {"max_steps": steps, "save_every": 3, "evaluate_every": 4},
+        "train": {"max_steps": steps, "save_every": 3},
+        "eval": {"every": 4},
     }
     return recipe(model, rows, out, **merged(base, changes))
 

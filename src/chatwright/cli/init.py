@@ -65,7 +65,8 @@ def run_init(data: str, model: str, out_path: str, force: bool) -> None:
         f"packing: {{by: tokens, tokens_per_pack: {max(2048, max_tokens)}, packs_per_step: 1}}",
         "optimizer: {learning_rate: 2.0e-5}",
         "schedule: {name: cosine, warmup_fraction: 0.03, min_ratio: 0.1}",
-        f"train: {{epochs: 2, seed: 0{', evaluate_every: 50' if share != '0' else ''}, save_every: 200}}",
+        "train: {epochs: 2, seed: 0, save_every: 200}",
+        *(["eval: {every: 50}"] if share != "0" else []),
         f"out: {_yaml('runs/' + (Path(data).stem.split(':')[-1].replace('*', 'all') or 'sft'))}",
     ]
     _write(path, lines, out_path)

@@ -113,8 +113,11 @@ def report(prepared: RunTrainer, result: TrainResult, recipe: str) -> None:
     if speed:
         tokens = result.progress.tokens / max(result.seconds, 1e-9)
         note(f"{tokens:,.0f} tokens/s, {speed:,.0f} supervised tokens/s, evaluation and saving included")
-    if result.heldout_loss is not None:
-        note(f"held-out loss {result.heldout_loss:.4f}")
+    if result.evaluation is not None:
+        for name, value in result.evaluation.values.items():
+            note(f"{name} {value:.4f}")
+        part = result.evaluation_seconds / max(result.seconds, 1e-9)
+        note(f"evaluating took {duration(result.evaluation_seconds)}, {part:.0%} of the run's time")
     if result.interrupted:
         out().print(f"Saved. Go on with:  chatwright train {folder} --resume", soft_wrap=True)
     else:

@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from chatwright.batches.collate import collate
-from chatwright.batches.packed_batch import PackedBatch
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.console import warn
 from chatwright.errors import UserError
 from chatwright.optim.master_optimizer import MasterOptimizer
-from chatwright.packing.plan import plan_packs
+from chatwright.recipes.evaluation import plan_evaluations
 from chatwright.recipes.model import ModelSetup
 from chatwright.recipes.planning import learning_rate_multipliers
 from chatwright.recipes.resuming import restore
@@ -56,15 +54,6 @@ class RunTrainer:
                 write_run_report(self.run, RunSettings)
             except (UserError, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
                 warn(f"report.md was not written: {error}")
-
-
-def heldout_packs(data: TrainingData, settings: RunSettings, runtime: Runtime) -> list[PackedBatch]:
-    """The held-out examples in packs, in the order of the data."""
-    if not len(data.heldout):
-        return []
-    packing = settings.packing.model_copy(update={"by": "tokens", "shuffle": False})
-    plan = plan_packs(data.heldout.lengths, packing, seed=0, epochs=1, name_of=data.heldout.name)
-    return [collate(data.heldout, plan.pack(index)).to(runtime.device) for index in range(plan.num_packs)]
 
 
 def build_optimizer(settings: RunSettings, model: nn.Module, dtype: torch.dtype) -> MasterOptimizer:
@@ -119,7 +108,7 @@ def build_trainer(
         settings=settings.train,
         runtime=runtime,
         save=writer.save,
-        heldout=heldout_packs(data, settings, runtime),
+        evaluations=plan_evaluations(settings, data, model.model, objective, runtime),
         hooks=(*_own_hooks(settings, run, runtime, show_progress), *hooks),
     )
     return RunTrainer(trainer, run, start, checkpoint)
@@ -135,7 +124,7 @@ def _pad_to(settings: RunSettings, runtime: Runtime) -> int | None:
 def _own_hooks(settings: RunSettings, run: RunFolder, runtime: Runtime, show_progress: bool) -> list[Hook]:
     if not runtime.is_main:
         return []
-    hooks: list[Hook] = [MetricsHook(run, settings.train.log_every)]
+    hooks: list[Hook] = [MetricsHook(run, settings.train.log_every, nanochat_names=settings.tracking.nanochat_names)]
     if show_progress:
         hooks.append(ProgressHook())
     if settings.tracking.tensorboard:

@@ -22,7 +22,7 @@ SCHEDULES = {
     "warmup_stable_decay": "wsd",
 }
 REASONS = {
-    **dict.fromkeys(("saves_per_epoch", "evals_per_epoch"), "set train.save_every and train.evaluate_every in steps"),
+    **dict.fromkeys(("saves_per_epoch", "evals_per_epoch"), "set train.save_every and eval.every in steps"),
     **dict.fromkeys(
         ("preprocessing_num_workers", "dataset_num_proc", "dataloader_num_workers", "dataset_processes", "num_workers"),
         "the program finds how many processes it needs",
@@ -46,7 +46,7 @@ REASONS = {
     **dict.fromkeys(
         ("do_train", "plot_loss", "disable_tqdm", "logging_first_step", "log_level"), "always so, or shown"
     ),
-    **dict.fromkeys(("do_eval", "do_predict", "predict_with_generate"), "set train.evaluate_every and heldout"),
+    **dict.fromkeys(("do_eval", "do_predict", "predict_with_generate"), "set eval.every and heldout"),
     **dict.fromkeys(
         ("per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps", "eval_sample_packing"),
         "held-out examples are packed to packing.tokens_per_pack",
@@ -178,9 +178,9 @@ def loop_settings(config: Findings, defaults: Defaults, epochs: str, evaluates: 
         )
     _every(config, "logging", "train.log_every", wanted=True)
     _every(config, "save", "train.save_every", wanted=True)
-    _every(config, "eval", "train.evaluate_every", evaluates)
+    _every(config, "eval", "eval.every", evaluates)
     config.move("save_total_limit", "train.keep_last")
-    if evaluates and "early_stopping_patience" in config.values and "evaluate_every" in config.made.get("train", {}):
+    if evaluates and "early_stopping_patience" in config.values and "every" in config.made.get("eval", {}):
         config.move("early_stopping_patience", "train.early_stopping_patience")
     for tracker in split_names(config.take("report_to")):
         if tracker == "tensorboard":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,14 @@ def restore(
     data.go_on(state.counters)
     optimizer.load_masters(read_masters(checkpoint))
     optimizer.load_state_dict(dict(state.optimizer))
-    values = dict(state.counters["progress"])
-    values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
+    return _progress(state.counters["progress"])
+
+
+def _progress(stored: Mapping[str, Any]) -> Progress:
+    """Checkpoints of older versions know a best loss only."""
+    values = dict(stored)
+    if "best_loss" in values:
+        values["best_value"] = values.pop("best_loss")
     return Progress(**values)
 
 

@@ -22,6 +22,7 @@ from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
 from chatwright.preparation.work import PreparationSettings, StreamingSettings
+from chatwright.recipes.evaluation_settings import EvalSettings
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import TemplateSettings
@@ -42,8 +43,14 @@ class HeldoutSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Trackers beside the run's own `metrics.jsonl`."""
+    """Trackers beside the run's own `metrics.jsonl`.
 
+    Args:
+        nanochat_names: log `lrm` and `num_tokens` as well, nanochat's names for the learning rate's multiplier and for
+            the supervised tokens of a step.
+    """
+
+    nanochat_names: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None
 
@@ -57,6 +64,7 @@ class RunSettings(Settings):
         stage: `sft` trains the replies; `mid` trains every token of the conversations.
         max_tokens: longest example in tokens; `overflow` says what happens to longer ones.
         contamination: compare the rows with evaluations; null doesn't.
+        eval: what is measured while training, and which metric tells the best checkpoint.
         streaming: `true`, or its settings: read the rows while training, for `train.max_steps` steps.
         out: the run folder.
     """
@@ -78,6 +86,7 @@ class RunSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings = TrainSettings()
+    eval: EvalSettings = EvalSettings()
     tracking: TrackingSettings = TrackingSettings()
     out: str = "runs/sft"
 
@@ -93,11 +102,27 @@ class RunSettings(Settings):
             raise ValueError(
                 f"packing.{other} has no effect with packing.by: {self.packing.by}; remove it, or change by"
             )
-        if self.train.evaluate_every and not (self.heldout.share or self.heldout.data):
-            raise ValueError(
-                "train.evaluate_every is set, but there is no held-out data: set heldout.share or heldout.data"
-            )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_evaluated(self) -> RunSettings:
+        problems = list(self.eval.problems(has_heldout=self.has_heldout))
+        ends = {0.0, 1.0}
+        if self.train.early_stopping_patience and not self.eval.every and set(self.eval.at) <= ends:
+            problems.append(
+                "train.early_stopping_patience needs evaluations between the first step and the last: set eval.every, "
+                "or more points in eval.at"
+            )
+        elif self.train.early_stopping_patience and self.eval.chosen_best(has_heldout=self.has_heldout) is None:
+            problems.append("train.early_stopping_patience follows eval.best, but no such metric is measured")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether some data are held out."""
+        return bool(self.heldout.share or self.heldout.data)
 
     @property
     def stream_steps(self) -> int | None:

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,8 +37,6 @@ from chatwright.recipes.template_record import save_template_record
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, determinism_tuple
 from chatwright.train.trainer import Progress
-
-HELDOUT_METRIC = "heldout_loss"
 
 
 class CheckpointWriter:
@@ -92,8 +89,11 @@ class CheckpointWriter:
 
     def _settle(self, folder: Path) -> None:
         """What follows a save; done again on resuming, since a kill may have come between."""
-        if HELDOUT_METRIC in read_manifest(folder).metrics:
-            mark_best(self.run.path, folder, HELDOUT_METRIC)
+        chosen, has_heldout = self.settings.eval, self.settings.has_heldout
+        metric = chosen.chosen_best(has_heldout=has_heldout)
+        if metric is not None and metric in read_manifest(folder).metrics:
+            rising = chosen.metrics(has_heldout=has_heldout)[metric]
+            mark_best(self.run.path, folder, metric, higher_is_better=rising)
         keep(self.run.path, last=self.settings.train.keep_last)
 
     def _write(self, folder: Path, progress: Progress) -> None:
@@ -111,7 +111,7 @@ class CheckpointWriter:
             tokens=progress.tokens,
             supervised_tokens=progress.supervised_tokens,
             optimizer=self.optimizer.state_dict(),
-            counters={"progress": _plain(progress), **self.identity, **self.data.loader_state(progress.step)},
+            counters={"progress": asdict(progress), **self.identity, **self.data.loader_state(progress.step)},
             ledger=self._ledger(progress).to_dict(),
         ).save(folder)
 
@@ -157,8 +157,8 @@ class CheckpointWriter:
             recipe=settings.model_dump(mode="json"),
             versions=_versions(),
             determinism=determinism_tuple(self.runtime),
-            metrics={HELDOUT_METRIC: progress.best_loss} if progress.is_best else {},
-            progress=_plain(progress),
+            metrics=_best_value(progress),
+            progress=asdict(progress),
             contamination=self.contamination,
         )
 
@@ -169,11 +169,9 @@ def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
-def _plain(progress: Progress) -> dict[str, object]:
-    """The loop's progress as JSON: infinity (no evaluation yet) is null."""
-    values = asdict(progress)
-    values["best_loss"] = progress.best_loss if np.isfinite(progress.best_loss) else None
-    return values
+def _best_value(progress: Progress) -> dict[str, float]:
+    """A checkpoint never claims the value of another step."""
+    return {progress.best_metric: progress.best_value} if progress.is_best and progress.best_value is not None else {}
 
 
 def _versions() -> dict[str, str]:

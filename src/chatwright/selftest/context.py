@@ -16,6 +16,7 @@ from chatwright.adapters.lora import adapted_layers
 from chatwright.batches.loader import StepBatches, step_batches
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.recipes.data import TextSetup, prepare_text
+from chatwright.recipes.evaluation_settings import EvalSettings
 from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.run_settings import RunSettings, TrackingSettings
 from chatwright.runtime import Runtime, seed_for
@@ -100,13 +101,13 @@ class Context:
         """The recipe as a run of `RESUME_STEPS` steps in the throw-away folder, without trackers or evaluation."""
         train = {
             "max_steps": RESUME_STEPS,
-            "evaluate_every": None,
             "early_stopping_patience": None,
             "save_every": RESUME_STEPS // 2,
         }
         changes = {
             "out": str(self.folder / "run"),
             "tracking": TrackingSettings(),
+            "eval": EvalSettings(at=()),
             "train": self.settings.train.model_copy(update=train),
         }
         return self.settings.model_copy(update=changes)

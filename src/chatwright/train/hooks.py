@@ -12,6 +12,7 @@ from typing import Any
 from chatwright.errors import UserError
 from chatwright.run_folder import RunFolder
 from chatwright.templates.rendered import ExampleKey
+from chatwright.train.evaluation import HELDOUT_LOSS, Evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class StepRecord:
 
     Args:
         step: steps done, this one included. loss: mean per unit of weight.
+        lr_multiplier: the schedule's, which every parameter group's own rate is multiplied by.
         tokens / supervised_tokens: of this step. seconds: its wall time.
         examples: (key, sum of its tokens' losses, supervised tokens) of every example trained on.
     """
@@ -33,6 +35,7 @@ class StepRecord:
     seconds: float
     examples: tuple[tuple[ExampleKey, float, int], ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+    lr_multiplier: float = 1.0
 
 
 class Hook:
@@ -44,8 +47,11 @@ class Hook:
     def on_step(self, record: StepRecord) -> None:
         """A step is done."""
 
-    def on_evaluation(self, step: int, heldout_loss: float) -> None:
-        """The held-out loss was measured after `step` steps."""
+    def on_evaluation_start(self, step: int) -> None:
+        """The model as it is after `step` steps is going to be evaluated."""
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """The model was evaluated."""
 
     def on_save(self, folder: Path) -> None:
         """A checkpoint is complete."""
@@ -55,17 +61,24 @@ class Hook:
 
 
 class MetricsHook(Hook):
-    """Appends each step to `metrics.jsonl` and its examples to `trace.jsonl`."""
+    """Appends each step and evaluation to `metrics.jsonl`, examples to `trace.jsonl`, replies to `samples.jsonl`.
 
-    def __init__(self, run: RunFolder, log_every: int = 1) -> None:
+    Args:
+        log_every: write every so many steps.
+        nanochat_names: log `lrm` and `num_tokens` as well, nanochat's names for the learning rate's multiplier and the
+            supervised tokens of a step.
+    """
+
+    def __init__(self, run: RunFolder, log_every: int = 1, *, nanochat_names: bool = False) -> None:
         self.run = run
-        self.log_every = log_every
+        self.log_every, self.nanochat_names = log_every, nanochat_names
 
     def on_step(self, record: StepRecord) -> None:
         """Write the step's line, and the line that `chatwright trace` reads."""
         examples = [[*key, round(total, 6), count] for key, total, count in record.examples]
         self.run.append_trace({"step": record.step, "examples": examples})
         if record.step % self.log_every == 0 or record.step == 1:
+            named = {"lrm": record.lr_multiplier, "num_tokens": record.supervised_tokens}
             self.run.append_metrics(
                 {
                     **record.metrics,  # a user's metric never hides one of ours
@@ -77,12 +90,18 @@ class MetricsHook(Hook):
                     "supervised_tokens": record.supervised_tokens,
                     "supervised_share": record.supervised_tokens / max(record.tokens, 1),
                     "seconds": round(record.seconds, 4),
+                    **(named if self.nanochat_names else {}),
                 }
             )
 
-    def on_evaluation(self, step: int, heldout_loss: float) -> None:
-        """Write the held-out loss as a line of its own."""
-        self.run.append_metrics({"step": step, "heldout_loss": heldout_loss})
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Write one line: losses by name, scores with their counts; and a line for each sample reply."""
+        losses = {name: value for name, value in evaluation.values.items() if name not in evaluation.scores}
+        scores = {name: {"points": each.points, "total": each.total} for name, each in evaluation.scores.items()}
+        seconds = round(evaluation.seconds, 4)
+        self.run.append_metrics({"step": evaluation.step, **losses, "scores": scores, "seconds": seconds})
+        for prompt, reply in evaluation.samples:
+            self.run.append_sample({"step": evaluation.step, "prompt": prompt, "reply": reply})
 
 
 class TensorBoardHook(Hook):
@@ -107,9 +126,12 @@ class TensorBoardHook(Hook):
         for name, value in (values | record.metrics).items():
             self.writer.add_scalar(f"train/{name}", value, record.step)
 
-    def on_evaluation(self, step: int, heldout_loss: float) -> None:
-        """The held-out loss."""
-        self.writer.add_scalar("heldout/loss", heldout_loss, step)
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Every metric, and the sample replies as text."""
+        for name, value in evaluation.values.items():
+            self.writer.add_scalar(f"evaluation/{name}", value, evaluation.step)
+        for place, (prompt, reply) in enumerate(evaluation.samples):
+            self.writer.add_text(f"samples/{place}", f"{prompt}\n\n{reply}", evaluation.step)
 
     def on_end(self, step: int) -> None:
         """Close the event file."""
@@ -134,9 +156,9 @@ class WandbHook(Hook):
         values = {"loss": record.loss, "learning_rate": record.learning_rate, "grad_norm": record.grad_norm}
         self.session.log(values | record.metrics, step=record.step)
 
-    def on_evaluation(self, step: int, heldout_loss: float) -> None:
-        """The held-out loss."""
-        self.session.log({"heldout_loss": heldout_loss}, step=step)
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Every metric."""
+        self.session.log({f"evaluation/{name}": each for name, each in evaluation.values.items()}, step=evaluation.step)
 
     def on_end(self, step: int) -> None:
         """Finish the session."""
@@ -150,7 +172,7 @@ class ProgressHook(Hook):
         from chatwright.console import ProgressLine
 
         self.line = ProgressLine(description)
-        self.heldout: float | None = None
+        self.evaluated = ""
         self.started = time.perf_counter()
         self.supervised = 0
         self.seconds = 0.0
@@ -165,13 +187,18 @@ class ProgressHook(Hook):
         self.seconds += record.seconds
         rate = self.supervised / max(self.seconds, 1e-9)
         note = f"loss {record.loss:.3f} · {rate:,.0f} supervised tokens/s"
-        if self.heldout is not None:
-            note += f" · held-out {self.heldout:.3f}"
-        self.line.update(record.step, note)
+        self.line.update(record.step, note + self.evaluated)
 
-    def on_evaluation(self, step: int, heldout_loss: float) -> None:
-        """Remember the held-out loss for the bar."""
-        self.heldout = heldout_loss
+    def on_evaluation_start(self, step: int) -> None:
+        """Say why no step is done for a while."""
+        self.line.update(step, "evaluating")
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Remember the held-out loss and the scores for the bar."""
+        loss = evaluation.values.get(HELDOUT_LOSS)
+        told = [] if loss is None else [f"held-out {loss:.3f}"]
+        told += [f"{name} {score.mean:.0%}" for name, score in evaluation.scores.items()]
+        self.evaluated = "".join(f" · {each}" for each in told)
 
     def on_end(self, step: int) -> None:
         """Close the bar."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -20,13 +21,19 @@ class TrainSettings(Settings):
     threads: PositiveInt | None = None
     activation_checkpointing: bool = False
     log_every: PositiveInt = 1
-    evaluate_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
     keep_last: PositiveInt = 2
     early_stopping_patience: PositiveInt | None = None
 
-    @model_validator(mode="after")
-    def _early_stopping_needs_evaluation(self) -> TrainSettings:
-        if self.early_stopping_patience and not self.evaluate_every:
-            raise ValueError("early_stopping_patience needs evaluate_every (the held-out loss decides)")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluation_has_moved(cls, data: Any) -> Any:
+        """Recipes of older versions say here how often to evaluate; run folders wrote the default out."""
+        if not isinstance(data, Mapping) or "evaluate_every" not in data:
+            return data
+        if (every := data["evaluate_every"]) is not None:
+            raise ValueError(
+                f"evaluate_every is eval.every now: write `eval: {{every: {every}}}` in the recipe instead; to go on "
+                f"with a run of an older version: --set train.evaluate_every=null --set eval.every={every}"
+            )
+        return {name: value for name, value in data.items() if name != "evaluate_every"}

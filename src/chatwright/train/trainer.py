@@ -1,7 +1,7 @@
 """The one training loop: full or adapter, one device or many, fresh or resumed.
 
 It knows a model, an objective, an optimizer and a source of steps. It knows no template, no path
-layout and no evaluation beyond the held-out loss: those come in as hooks and callables.
+layout and no way to evaluate: those come in as hooks and callables.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ import torch
 from torch import nn
 
 from chatwright.batches.loader import StepBatches
-from chatwright.batches.packed_batch import PackedBatch
 from chatwright.errors import TrainingError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.runtime import Runtime
+from chatwright.train.evaluation import HELDOUT_LOSS, Evaluation, EvaluationPlan
 from chatwright.train.hooks import Hook, StepRecord
 from chatwright.train.objectives import OBJECTIVES, Objective
 from chatwright.train.parallel import prepare_module, share_tensors
 from chatwright.train.settings import TrainSettings
 from chatwright.train.step import accumulate_step
-from chatwright.train.validation import heldout_loss
 
 FINISHED = "finished the plan"
-NO_PATIENCE = "the held-out loss stopped falling"
 STOPPED = "stopped by the user"
 
 
@@ -42,34 +40,45 @@ class Progress:
 
     Args:
         step: steps done. tokens / supervised_tokens: trained on so far.
-        best_loss: the lowest held-out loss so far, infinite before the first evaluation. best_step: the step it was
-            measured after, −1 before.
-        worse_evaluations: evaluations since then that were no better.
+        best_value: the best value so far of the metric `best_metric`, None before the first evaluation behind a step.
+        best_step: the step it was measured after, −1 before. worse_evaluations: those since then that were no better.
     """
 
     step: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
-    best_loss: float = math.inf
-    worse_evaluations: int = 0
+    best_value: float | None = None
+    best_metric: str = HELDOUT_LOSS
     best_step: int = -1
+    worse_evaluations: int = 0
 
     @property
     def is_best(self) -> bool:
-        """Whether the weights as they are gave the lowest held-out loss."""
+        """Whether the weights as they are gave the best value."""
         return self.best_step == self.step
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How the loop ended: where it stands, the newest losses, and why it stopped."""
+    """How the loop ended: where it stands, what was measured last, and why it stopped.
+
+    Args:
+        loss: of the last step. evaluation: the last one, None where none was made.
+        seconds: of the whole loop, `evaluation_seconds` of them for evaluations.
+    """
 
     progress: Progress
     loss: float
-    heldout_loss: float | None
+    evaluation: Evaluation | None
     interrupted: bool
     seconds: float
+    evaluation_seconds: float
     reason: str
+
+    @property
+    def heldout_loss(self) -> float | None:
+        """The last evaluation's, where it was measured."""
+        return self.evaluation.values.get(HELDOUT_LOSS) if self.evaluation else None
 
 
 class Trainer:
@@ -81,7 +90,7 @@ class Trainer:
         steps_from: gives the steps of the plan from a step number on.
         num_steps: planned steps. schedule: step (from 0) → learning-rate multiplier.
         save: writes a checkpoint of the given progress and returns its folder.
-        heldout: packs for the held-out loss; empty for none.
+        evaluations: when and how to evaluate; None for never.
     """
 
     def __init__(
@@ -96,7 +105,7 @@ class Trainer:
         settings: TrainSettings,
         runtime: Runtime,
         save: Callable[[Progress], Path] | None = None,
-        heldout: Sequence[PackedBatch] = (),
+        evaluations: EvaluationPlan | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
         self.optimizer = optimizer
@@ -106,7 +115,7 @@ class Trainer:
         self.settings = settings
         self.runtime = runtime
         self.save = save
-        self.heldout = tuple(heldout)
+        self.evaluations = evaluations
         self.hooks = tuple(hooks) if runtime.is_main else ()
         self.module = prepare_module(model, objective, settings, runtime)
         share_tensors(optimizer.master_state().values(), runtime)
@@ -114,6 +123,8 @@ class Trainer:
         self.weighs_as_planned = objective in OBJECTIVES.values()
         self.stop_requested = False
         self.steps_done = 0
+        self.evaluation: Evaluation | None = None
+        self.evaluation_seconds = 0.0
 
     def train(self, start: Progress | None = None) -> TrainResult:
         """Train from `start` (default: the beginning) to the end of the plan.
@@ -121,7 +132,7 @@ class Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite; the last checkpoint stays as it is.
         """
-        progress = start or Progress()
+        progress = self._measured_by_plan(start or Progress())
         self.steps_done = progress.step
         self.module.train()
         for hook in self.hooks:
@@ -136,11 +147,10 @@ class Trainer:
     def _run(self, progress: Progress) -> TrainResult:
         """The loop: step, evaluate, save, until the plan, the patience or the user ends it."""
         began, loss, reason = time.perf_counter(), math.nan, FINISHED
-        heldout = None
-        if progress.step == 0 and self.heldout:
-            self._measure_heldout(0)
+        if progress.step == 0:
+            self._evaluate(progress)  # there is no checkpoint of it: never the best
         if self._patience_is_over(progress):  # a run that ended so, resumed with the same patience
-            return TrainResult(progress, loss, heldout, False, 0.0, NO_PATIENCE)
+            return self._result(progress, loss, began, self._no_patience(progress))
         for step in self.steps_from(progress.step):
             record = self._one_step(step)
             loss = record.loss
@@ -152,24 +162,23 @@ class Trainer:
             )
             self.steps_done = progress.step
             last = progress.step == self.num_steps
-            if self._due(self.settings.evaluate_every, progress.step, last) and self.heldout:
-                heldout, progress = self._evaluate(progress)
+            progress = self._evaluate(progress)
             if self._patience_is_over(progress):
-                reason, last = NO_PATIENCE, True
+                reason, last = self._no_patience(progress), True
             stopping = self._stop_agreed() and not last
-            if self.save and (
-                self._due(self.settings.save_every, progress.step, last or stopping) or self._keeps_best(progress)
-            ):
+            due = last or stopping or bool(self.settings.save_every and progress.step % self.settings.save_every == 0)
+            if self.save and (due or self._keeps_best(progress)):
                 self._checkpoint(progress)
             if stopping:
                 reason = STOPPED
             if stopping or last:
                 break
-        return TrainResult(progress, loss, heldout, reason == STOPPED, time.perf_counter() - began, reason)
+        return self._result(progress, loss, began, reason)
 
-    @staticmethod
-    def _due(every: int | None, step: int, last: bool) -> bool:
-        return last or bool(every and step % every == 0)
+    def _result(self, progress: Progress, loss: float, began: float, reason: str) -> TrainResult:
+        seconds = time.perf_counter() - began
+        done = (self.evaluation, reason == STOPPED, seconds, self.evaluation_seconds)
+        return TrainResult(progress, loss, *done, reason)
 
     def _one_step(self, step: StepBatches) -> StepRecord:
         """Gradients of all packs, one all-reduce, one division, one update."""
@@ -202,30 +211,53 @@ class Trainer:
             seconds=time.perf_counter() - began,
             examples=sums.examples,
             metrics={name: total / max(weight, 1e-12) for name, (total, weight) in sums.metrics.items()},
+            lr_multiplier=multiplier,
         )
         for hook in self.hooks:
             hook.on_step(record)
         return record
 
-    def _measure_heldout(self, step: int) -> float:
-        loss, _ = heldout_loss(self.module, self.heldout, self.runtime)
+    def _evaluate(self, progress: Progress) -> Progress:
+        """Measure where the plan says so; what it says of the best."""
+        plan = self.evaluations
+        if plan is None or progress.step not in plan.steps:
+            return progress
+        began = time.perf_counter()
         for hook in self.hooks:
-            hook.on_evaluation(step, loss)
-        return loss
+            hook.on_evaluation_start(progress.step)
+        self.module.eval()
+        try:
+            found = plan.measure(progress.step)
+        finally:
+            self.module.train()
+        found = replace(found, seconds=time.perf_counter() - began)
+        self.evaluation, self.evaluation_seconds = found, self.evaluation_seconds + found.seconds
+        for hook in self.hooks:
+            hook.on_evaluation(found)
+        value = found.values[plan.best]
+        if plan.better(value, progress.best_value):
+            return replace(progress, best_value=value, best_step=progress.step, worse_evaluations=0)
+        return replace(progress, worse_evaluations=progress.worse_evaluations + 1)
 
-    def _evaluate(self, progress: Progress) -> tuple[float, Progress]:
-        loss = self._measure_heldout(progress.step)
-        if loss < progress.best_loss:
-            return loss, replace(progress, best_loss=loss, best_step=progress.step, worse_evaluations=0)
-        return loss, replace(progress, worse_evaluations=progress.worse_evaluations + 1)
+    def _measured_by_plan(self, progress: Progress) -> Progress:
+        """What was the best by another metric, as before the recipe was changed, says nothing about this one."""
+        metric = self.evaluations.best if self.evaluations else progress.best_metric
+        if metric == progress.best_metric:
+            return progress
+        return replace(progress, best_metric=metric, best_value=None, best_step=-1, worse_evaluations=0)
 
     def _keeps_best(self, progress: Progress) -> bool:
         """Early stopping ends behind the best weights, which must therefore be kept when they are found."""
-        return progress.is_best and self.settings.early_stopping_patience is not None
+        keeps = self.evaluations is not None and self.evaluations.keep_best
+        return progress.is_best and (keeps or self.settings.early_stopping_patience is not None)
 
     def _patience_is_over(self, progress: Progress) -> bool:
         patience = self.settings.early_stopping_patience
         return bool(patience) and progress.worse_evaluations >= (patience or 0)
+
+    def _no_patience(self, progress: Progress) -> str:
+        rising = self.evaluations is not None and self.evaluations.higher_is_better
+        return f"{progress.best_metric} stopped {'rising' if rising else 'falling'}"
 
     def _checkpoint(self, progress: Progress) -> None:
         assert self.save is not None

@@ -1,35 +1,57 @@
-"""Loss on held-out conversations: supervised tokens only, summed over ranks, never a mean of means."""
+"""Loss on held-out conversations: supervised tokens only, as sums that add up over packs and ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import nn
 
 from chatwright.batches.packed_batch import PackedBatch
-from chatwright.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutSums:
+    """What packs add up to.
+
+    Args:
+        total: Σ weight · loss. weight: Σ weight.
+        nats: unweighted losses of the supervised tokens that stand for text. text_bytes: bytes of that text.
+    """
+
+    total: float
+    weight: float
+    nats: float
+    text_bytes: float
+
+    @property
+    def loss(self) -> float:
+        """Nats a unit of weight."""
+        return self.total / max(self.weight, 1e-12)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """What a byte of text costs, control tokens left out on both sides (as nanochat's loss_eval does); or None."""
+        return self.nats / log(2) / self.text_bytes if self.text_bytes else None
 
 
 @torch.inference_mode()
-def heldout_loss(module: nn.Module, packs: Sequence[PackedBatch], runtime: Runtime) -> tuple[float, float]:
-    """Mean loss per unit of weight over `packs`, and that weight.
+def heldout_sums(module: nn.Module, packs: Iterable[PackedBatch], token_bytes: torch.Tensor) -> HeldoutSums:
+    """Add up the losses of some packs.
 
     Args:
-        module: the `StepModule`; its dropout is off while this runs.
-        packs: all held-out packs; rank r takes every W-th.
+        module: the `StepModule`, in evaluation mode. packs: on the model's device.
+        token_bytes: int64 `[V]` on the CPU: bytes of text that each token stands for (`TextTokenizer.token_bytes`).
     """
-    training = module.training
-    module.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in packs[runtime.rank :: runtime.world_size]:
-        outcome = module(batch.to(runtime.device))
-        sums[0] += float(outcome.total)
-        sums[1] += outcome.weight
-    module.train(training)
-    if runtime.world_size > 1:
-        on_device = sums.to(runtime.device)
-        runtime.all_reduce(on_device)
-        sums.copy_(on_device)
-    total, weight = sums.tolist()
-    return total / max(weight, 1e-12), weight
+    sums = torch.zeros(4, dtype=torch.float64)
+    for batch in packs:
+        outcome = module(batch)
+        counts = token_bytes[batch.targets.cpu()]
+        losses = outcome.per_token.cpu().double()  # this order: MPS has no float64
+        sums += torch.tensor(
+            [float(outcome.total), outcome.weight, float(losses[counts > 0].sum()), float(counts.sum())],
+            dtype=torch.float64,
+        )
+    return HeldoutSums(*sums.tolist())

@@ -1,0 +1,139 @@
+"""What a recipe measures while it trains: `eval:`.
+
+These settings stand here since they join what no other room may: `train` never imports `evals`, and which metric tells
+the best checkpoint is the recipe's own choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from chatwright.errors import ConfigError
+from chatwright.settings import Settings
+from chatwright.tasks.data_task import TrainingTask
+from chatwright.tasks.registry import make_task
+from chatwright.tasks.task import Task
+from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS
+
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
+class EvalTask(Settings):
+    """A task that is measured while training.
+
+    Args:
+        task, task_options: as in `data`. split: which of its parts.
+        name: what its metric is called; the task's name where not given.
+        limit: at most so many problems, the same ones each time; null takes all.
+        samples: replies to each problem; the score is their mean.
+        temperature: how replies are drawn; 0 takes the most likely token.
+        max_new_tokens: room for a reply; the task's own where not given.
+    """
+
+    task: str
+    task_options: dict[str, Any] = Field(default_factory=dict)
+    split: str = "test"
+    name: str | None = None
+    limit: PositiveInt | None = 100
+    samples: PositiveInt = 1
+    temperature: float = Field(0.0, ge=0)
+    max_new_tokens: PositiveInt | None = None
+
+    @property
+    def metric(self) -> str:
+        """What its score is called."""
+        return self.name or self.task
+
+    def make(self) -> Task:
+        """The task.
+
+        Raises:
+            ConfigError: for an unknown task or option.
+        """
+        return make_task(self.task, **self.task_options)
+
+    @model_validator(mode="after")
+    def _can_be_graded(self) -> EvalTask:
+        try:
+            task = self.make()
+        except ConfigError as error:
+            raise ValueError("; ".join(error.problems)) from None
+        if isinstance(task, TrainingTask):
+            raise ValueError(f"{self.task} has no right answers to grade by; hold such data out (heldout.data)")
+        if self.split not in task.splits:
+            raise ValueError(f"split {self.split!r}: {self.task} has {', '.join(task.splits)}")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"samples: {self.samples} equal replies at temperature 0; set temperature, or samples: 1")
+        if self.metric in (HELDOUT_LOSS, BITS_PER_BYTE):
+            raise ValueError(f"name: {self.metric} is the held-out data's metric; choose another name")
+        return self
+
+
+class EvalSettings(Settings):
+    """When a run is evaluated, and on what.
+
+    Args:
+        at: parts of the run after which to evaluate: 0 is before training, 1 the end.
+        every: besides, after every so many steps.
+        heldout: the loss and the bits per byte of the held-out data (`heldout`); by default where there are any.
+        tasks: tasks to score.
+        prompts: prompts whose replies are kept in samples.jsonl, to see the model change.
+        prompt_tokens: room for each of these replies.
+        best: the metric whose best checkpoint is saved when it's found, kept and marked (`RUN:best`), and that early
+            stopping follows. By default the held-out loss, else the first task; then only the best of those
+            checkpoints is marked that are saved anyway.
+        batch_size: conversations answered at once, as far as memory allows.
+    """
+
+    at: tuple[Part, ...] = (0.0, 1.0)
+    every: PositiveInt | None = None
+    heldout: bool | None = None
+    tasks: tuple[EvalTask, ...] = ()
+    prompts: tuple[str, ...] = ()
+    prompt_tokens: PositiveInt = 64
+    best: str | None = None
+    batch_size: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _names_of_their_own(self) -> EvalSettings:
+        names = [task.metric for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several of eval.tasks are called {', '.join(twice)}; give each a name")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("eval.prompts holds an empty prompt")
+        return self
+
+    def steps(self, num_steps: int) -> frozenset[int]:
+        """The steps after which to evaluate, of a run of so many."""
+        regular = range(self.every, num_steps + 1, self.every) if self.every else ()
+        return frozenset({round(part * num_steps) for part in self.at}.union(regular))
+
+    def metrics(self, *, has_heldout: bool) -> dict[str, bool]:
+        """Every metric that decides between checkpoints, and whether more of it is better."""
+        losses = (HELDOUT_LOSS, BITS_PER_BYTE) if self.measures_heldout(has_heldout) else ()
+        return dict.fromkeys(losses, False) | {task.metric: True for task in self.tasks}
+
+    def measures_heldout(self, has_heldout: bool) -> bool:
+        """Whether the held-out loss is measured."""
+        return has_heldout if self.heldout is None else self.heldout
+
+    def chosen_best(self, *, has_heldout: bool) -> str | None:
+        """The metric that tells the best checkpoint; None where none is measured."""
+        return self.best or next(iter(self.metrics(has_heldout=has_heldout)), None)
+
+    def problems(self, *, has_heldout: bool) -> Iterator[str]:
+        """What can't be as it's asked for, given whether there are held-out data."""
+        if self.heldout and not has_heldout:
+            yield "eval.heldout is set, but there is no held-out data: set heldout.share or heldout.data"
+        metrics = self.metrics(has_heldout=has_heldout)
+        if (self.every or self.at != EvalSettings.model_fields["at"].default) and not (metrics or self.prompts):
+            yield (
+                "eval says when to evaluate, but there is no held-out data and nothing else to measure: set "
+                "heldout.share or heldout.data, or name eval.tasks or eval.prompts"
+            )
+        if self.best is not None and self.best not in metrics:
+            yield f"eval.best: {self.best} isn't measured here; measured are: {', '.join(metrics) or 'none'}"
