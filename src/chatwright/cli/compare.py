@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from chatwright.console import note, out, table
 from chatwright.errors import UserError
+from chatwright.evals.scoreboard import footnotes, table_columns, table_rows
+from chatwright.evals.selection import select_tasks
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inspection.escaping import visible
-from chatwright.recipes.comparing import Column, asked, compare_models
+from chatwright.recipes.comparing import Column, asked, compare_models, scoreboard_of
 from chatwright.recipes.comparison_document import answer_text, comparison_document, marks_text, totals_table
 from chatwright.recipes.probes import Probe, built_in_probes, read_probes
 from chatwright.reports.page import write_page
@@ -32,6 +34,8 @@ class Request(NamedTuple):
     device: str
     html: str | None
     as_json: bool
+    tasks: str | None = None
+    limit: int | None = None
 
 
 def run_compare(request: Request) -> None:
@@ -39,11 +43,13 @@ def run_compare(request: Request) -> None:
     if request.as_json and request.html is not None:
         raise UserError("--json and --html exclude each other", place="compare", hint="give one of them")
     probes = built_in_probes() if request.prompts is None else read_probes(request.prompts)
+    tasks = select_tasks(request.tasks) if request.tasks else []
     settings = build(SamplingSettings, {"max_new_tokens": request.max_new_tokens}, "compare")
     if request.html is not None:
         Path(request.html).touch()  # a place that can't be written is found before the work
     columns: list[Column] = []
-    for column in compare_models(request.models, probes, settings, device=request.device):
+    measured: dict[str, Any] = {"tasks": tasks, "limit": request.limit, "device": request.device}
+    for column in compare_models(request.models, probes, settings, **measured):
         columns.append(column)
         good, total = column.passed
         note(f"{column.name}: {good} of {total} marks, asked by {column.asked_by}")
@@ -68,6 +74,11 @@ def _print(probes: Sequence[Probe], columns: Sequence[Column]) -> None:
             out().print(table(_short(asked(probe)), ("model", "answer"), rows))
     totals = totals_table(columns, probes)
     out().print(table("marks", totals.heads, totals.rows))
+    board = scoreboard_of(columns)
+    if board is not None:
+        out().print(table("scores", table_columns(board), table_rows(board)))
+        for line in footnotes(board):
+            note(line)
 
 
 def _cell(column: Column, at: int) -> str:
@@ -80,7 +91,9 @@ def _short(text: str) -> str:
 
 
 def _plain(probes: Sequence[Probe], columns: Sequence[Column]) -> dict[str, Any]:
+    board = scoreboard_of(columns)
     return {
+        "scores": board.to_dict()["rows"] if board is not None else [],
         "probes": [probe.model_dump(mode="json", exclude_defaults=True) for probe in probes],
         "models": [
             {

@@ -1,4 +1,4 @@
-"""Several models beside each other: the same prompts, each answer with its marks."""
+"""Several models beside each other: answers to the same prompts with their marks, and scores on the same tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any, cast
 
 from chatwright.checkpoints.imports import resolve_model
 from chatwright.conversations.schema import Conversation, Message
+from chatwright.evals.local import LocalSubject
+from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
+from chatwright.evals.scoreboard import Scoreboard, make_scoreboard
+from chatwright.evals.selection import Selected
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.engine import Engine
 from chatwright.inference.sampling import SamplingSettings
@@ -31,13 +35,14 @@ class Column:
     Args:
         name: as the user typed it. asked_by: `BY_TEMPLATE`; or `AS_TEXT`: a base model, which knows no turns, is given
             the prompt alone and goes on with it.
-        answers: one a probe. marks: of each answer.
+        answers: one a probe. marks: of each answer. results: one a task.
     """
 
     name: str
     asked_by: str
     answers: tuple[Answer, ...]
     marks: tuple[dict[str, bool], ...]
+    results: tuple[TaskResult, ...] = ()
 
     @property
     def passed(self) -> tuple[int, int]:
@@ -47,19 +52,37 @@ class Column:
 
 
 def compare_models(
-    names: Sequence[str], probes: Sequence[Probe], settings: SamplingSettings, *, device: str = "auto"
+    names: Sequence[str],
+    probes: Sequence[Probe],
+    settings: SamplingSettings,
+    *,
+    tasks: Sequence[Selected] = (),
+    limit: int | None = None,
+    device: str = "auto",
 ) -> Iterator[Column]:
     """Each model's answers in turn; one model is in memory at a time.
 
+    Args:
+        tasks: also measured, by the model's template, on their first `limit` problems.
+
     Raises:
         ModelError, TemplateError, CheckpointError: a model can't be loaded, or served as it was trained.
+        UserError: a task's data isn't at hand, or it can't be graded.
     """
     for name in names:
         session = talk_to(name, settings, device=device)
-        answers = _answers(session, probes) if has_template(name) else _continuations(session, probes)
-        asked_by = BY_TEMPLATE if has_template(name) else AS_TEXT
+        subject = LocalSubject(name, session.responder, "in memory")
+        measured = EvalSettings(limit=limit)
+        results = tuple(evaluate_task(subject, task, measured, Session()) for task in tasks)
+        chats = has_template(name)
+        answers = _answers(session, probes) if chats else _continuations(session, probes)
         judged = tuple(marks(probe, answer) for probe, answer in zip(probes, answers, strict=True))
-        yield Column(name, asked_by, tuple(answers), judged)
+        yield Column(name, BY_TEMPLATE if chats else AS_TEXT, tuple(answers), judged, results)
+
+
+def scoreboard_of(columns: Sequence[Column]) -> Scoreboard | None:
+    """The scores of all models, differences to the first one; None where no task was asked for."""
+    return make_scoreboard([column.results for column in columns]) if columns[0].results else None
 
 
 def has_template(name: str | Path) -> bool:
@@ -71,7 +94,7 @@ def has_template(name: str | Path) -> bool:
 def _answers(session: ChatSession, probes: Sequence[Probe]) -> list[Answer]:
     """Replies by the model's template, tools in the loop."""
     responder = session.responder
-    watched = _Watched(responder.engine)
+    watched = _Watched(responder.engine)  # the last that this session is used for
     responder.engine = cast(Engine, watched)
     asked = [probe.conversation for probe in probes]
     answers = []

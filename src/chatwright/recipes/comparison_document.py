@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chatwright.recipes.comparing import AS_TEXT, Column, asked
+from chatwright.evals.scoreboard import footnotes, table_columns, table_rows
+from chatwright.recipes.comparing import AS_TEXT, Column, asked, scoreboard_of
 from chatwright.recipes.probes import Answer, Probe
 from chatwright.recipes.showcase import shown
 from chatwright.reports.document import Document, Section, Table
@@ -35,15 +36,18 @@ def totals_table(columns: Sequence[Column], probes: Sequence[Probe]) -> Table:
     return Table(("mark", *(column.name for column in columns)), tuple(rows))
 
 
-def comparison_document(probes: Sequence[Probe], columns: Sequence[Column], scores: Table | None = None) -> Document:
+def comparison_document(probes: Sequence[Probe], columns: Sequence[Column]) -> Document:
     """The page: marks counted, scores of tasks where there are any, then every probe."""
     names, sums = [column.name for column in columns], [column.passed for column in columns]
     tiles = tuple((f"{good}/{total}", f"marks of {name}") for name, (good, total) in zip(names, sums, strict=True))
     sections = [
         Section("result", "Marks", MARKS_LEAD, (totals_table(columns, probes),), notes=_notes(columns)),
     ]
-    if scores is not None:
-        sections.append(Section("scores", "Scores", SCORES_LEAD, (scores,)))
+    board = scoreboard_of(columns)
+    if board is not None:
+        rows = tuple(tuple("" if cell is None else str(cell) for cell in row) for row in table_rows(board))
+        table = Table(table_columns(board), rows)
+        sections.append(Section("scores", "Scores", "", (table,), notes=tuple(footnotes(board))))
     sections += [_probe_section(number, probe, columns) for number, probe in enumerate(probes)]
     return Document(
         title=" · ".join(names),
@@ -59,7 +63,6 @@ MARKS_LEAD = (
     "What a program can judge of an answer. own turn: it wrote no other role's header or control token; "
     "ends: the model ended it itself, within the limit."
 )
-SCORES_LEAD = "Shares of problems solved, with 95 % intervals; a change is marked where its interval leaves out 0."
 
 
 def _notes(columns: Sequence[Column]) -> tuple[str, ...]:

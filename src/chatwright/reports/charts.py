@@ -1,4 +1,4 @@
-"""Curves over steps as inline SVG: axes with round figures, units, a legend, and dashes beside colours."""
+"""Curves as SVG, for a page or a file: axes with round figures, units, a legend, and dashes beside colours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 34
 MOST_POINTS = 300
 """A longer curve is drawn as means of equal stretches of steps, within the band of their lowest and highest values."""
 MOST_DOTS = 60
+SVG = "http://www.w3.org/2000/svg"
 
 Stretch = tuple[float, float, float, float]
 """Step, mean, lowest, highest."""
@@ -28,7 +29,7 @@ def curve_svg(chart: Chart) -> str:
     low, high = min(values + [0.0] * chart.from_zero), max(values)
     ticks = round_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
-    first, last = min(steps), max(max(steps), min(steps) + 1)
+    first, last = float(min(steps)), float(max(max(steps), min(steps) + 1))
 
     def x(step: float) -> float:
         return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
@@ -47,18 +48,40 @@ def curve_svg(chart: Chart) -> str:
         f'<text class="tick" x="{x(tick):.1f}" y="{base + 14}" text-anchor="middle">{tick:,.0f}</text>'
         for tick in marks
     )
-    curves = "".join(_curve(series, number, x, y) for number, series in enumerate(shown))
+    curves = "".join(_curve(series, number, x, y, chart.along) for number, series in enumerate(shown))
     ends = "; ".join(f"{s.name} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in shown)
-    words = escape(f"{chart.title}: {ends}")
+    words, along = escape(f"{chart.title}: {ends}"), escape(chart.along)
     return (
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">'
         f"{grid}{below}{_legend(shown)}{curves}"
         f'<line class="axis" x1="{LEFT}" y1="{base}" x2="{WIDTH - RIGHT}" y2="{base}"/>'
-        f'<text class="unit" x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text></svg>'
+        f'<text class="unit" x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{along}</text>'
+        "</svg>"
     )
 
 
-def _curve(series: Series, number: int, x: Callable[[float], float], y: Callable[[float], float]) -> str:
+COLOURS = ("#2456a6", "#c2601c", "#0b6b53", "#7a5195")
+STANDALONE_STYLE = (
+    "svg{font:11px system-ui,sans-serif}.ground{fill:#fff}.tick,.unit,.title{fill:#5d626c}.title{font-weight:600}"
+    ".grid{stroke:#e3e0d8}.axis{stroke:#5d626c}.band{stroke:none;opacity:.22}"
+    ".line{fill:none;stroke-width:1.8;stroke-linejoin:round}.line.s1,.line.s3{stroke-dasharray:6 3}"
+    + "".join(f".line.s{n}{{stroke:{c}}}.band.s{n},.dot.s{n}{{fill:{c}}}" for n, c in enumerate(COLOURS))
+)
+"""About the page's colours (`inspection/assets/page.css`), on white: a picture in a document has no theme."""
+
+
+def standalone_svg(chart: Chart) -> str:
+    """One chart as an SVG file, with its style and its title in it."""
+    head = f"{chart.title} ({chart.unit})" if chart.unit else chart.title
+    box = f'viewBox="0 -20 {WIDTH} {HEIGHT + 20}"'
+    ground = f'<rect class="ground" y="-20" width="{WIDTH}" height="{HEIGHT + 20}"/>'
+    title = f'<text class="title" x="{LEFT}" y="-6">{escape(head)}</text>'
+    opening, body = curve_svg(chart).split(">", 1)
+    opening = opening.replace(f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}"', f'<svg xmlns="{SVG}" {box}', 1)
+    return f"{opening}><style>{STANDALONE_STYLE}</style>{ground}{title}{body}"
+
+
+def _curve(series: Series, number: int, x: Callable[[float], float], y: Callable[[float], float], along: str) -> str:
     stretches = thinned(series.points)
     line = " ".join(f"{x(step):.1f},{y(mean):.1f}" for step, mean, _, _ in stretches)
     made = f'<polyline class="line s{number}" points="{line}"/>'
@@ -69,7 +92,7 @@ def _curve(series: Series, number: int, x: Callable[[float], float], y: Callable
     if (series.dots and len(stretches) <= MOST_DOTS) or len(stretches) == 1:
         made += "".join(
             f'<circle class="dot s{number}" cx="{x(step):.1f}" cy="{y(mean):.1f}" r="3">'
-            f"<title>{escape(series.name)}, step {step:,.0f}: {mean:.4g}</title></circle>"
+            f"<title>{escape(series.name)}, {escape(along)} {step:,.0f}: {mean:.4g}</title></circle>"
             for step, mean, _, _ in stretches
         )
     return made
@@ -91,7 +114,7 @@ def _legend(shown: Sequence[Series]) -> str:
     )
 
 
-def thinned(points: Sequence[tuple[int, float]]) -> list[Stretch]:
+def thinned(points: Sequence[tuple[float, float]]) -> list[Stretch]:
     """At most `MOST_POINTS` stretches of steps, each with its mean, lowest and highest value."""
     each = max(1, math.ceil(len(points) / MOST_POINTS))
     groups = (list(group) for _, group in groupby(enumerate(points), key=lambda item: item[0] // each))

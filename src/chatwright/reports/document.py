@@ -19,21 +19,26 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """(step, value) points of one name; `dots` for few that were measured apart."""
+    """Points of one name, each a place along the chart and a value; `dots` for few that were measured apart."""
 
     name: str
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[float, float], ...]
     dots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves over steps on common axes; `from_zero` where the value's size is to be seen, not its change alone."""
+    """Curves on common axes; `from_zero` where the value's size is to be seen, not its change alone.
+
+    Args:
+        unit: of the values. along: what the curves run over.
+    """
 
     title: str
     unit: str
     series: tuple[Series, ...]
     from_zero: bool = True
+    along: str = "step"
 
 
 @dataclass(frozen=True, slots=True)
