@@ -6,6 +6,7 @@ from chatwright.console import note, out, print_error, table
 from chatwright.errors import UserError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.sampling import SamplingSettings
+from chatwright.inference.tool_choice import choose_tools
 from chatwright.recipes.showcase import shown
 from chatwright.recipes.talking import talk_to
 from chatwright.settings import build
@@ -14,14 +15,31 @@ HELP = "/reset begins anew · /quit ends (or Ctrl-D)"
 Options = tuple[float, float, int, int, int]
 
 
-def run_chat(model: str, prompt: str | None, compare: str | None, system: str | None, options: Options) -> None:
-    """Answer one prompt and print only the reply, or talk until the user leaves."""
+def run_chat(
+    model: str,
+    prompt: str | None,
+    compare: str | None,
+    system: str | None,
+    options: Options,
+    tools: str | None = None,
+    allow_unsafe: bool = False,
+) -> None:
+    """Answer one prompt and print only the reply, or talk until the user leaves.
+
+    Args:
+        tools: names with commas between, or `none`; None for the calculator, without listing it in the prompt.
+        allow_unsafe: run the Python tool's programs even where nothing isolates them.
+    """
     temperature, top_p, top_k, max_new_tokens, seed = options
     drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k or None}
     settings = build(SamplingSettings, {**drawn, "max_new_tokens": max_new_tokens, "seed": seed}, "chat")
+    chosen = None if tools is None else choose_tools(_names(tools), allow_unsafe=allow_unsafe)
     prompt = None if prompt is None else _readable(prompt)
     names = [model, *([compare] if compare else [])]
     sessions = [talk_to(name, settings, system=system) for name in names]
+    if tools is not None:
+        for session in sessions:
+            session.use_tools(chosen and chosen.toolbox, chosen.definitions if chosen else ())
     if prompt is not None:
         if len(sessions) == 1:
             print(sessions[0].ask(prompt).text)
@@ -40,6 +58,12 @@ def run_chat(model: str, prompt: str | None, compare: str | None, system: str | 
             note("stopped; the history is as before this prompt")
         except UserError as error:
             print_error(error)
+
+
+def _names(tools: str) -> list[str]:
+    """`calculator,python` as a list; `none` as an empty one."""
+    names = [name.strip() for name in tools.split(",") if name.strip()]
+    return [] if names == ["none"] else names
 
 
 def _readable(text: str) -> str:

@@ -25,6 +25,9 @@ MISTAKE = 2
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b=value (may be repeated).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AllowUnsafe = Annotated[
+    bool, typer.Option("--allow-unsafe-code", help="Run code even where nothing isolates it: as you, unprotected.")
+]
 DropContaminated = Annotated[
     bool, typer.Option("--drop-contaminated", help="Leave out, and count, rows that hold what an evaluation asks.")
 ]
@@ -178,11 +181,33 @@ def chat(
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens (0 = all).")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 256,
     seed: Annotated[int, typer.Option(help="Same seed, same words.")] = 0,
+    tools: Annotated[
+        str | None, typer.Option("--tools", help="calculator, python (in the sandbox), both with a comma, or none.")
+    ] = None,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Chat with a model, or ask it one thing."""
     from chatwright.cli.chat import run_chat
 
-    run_chat(model, prompt, compare, system, (temperature, top_p, top_k, max_new_tokens, seed))
+    options = (temperature, top_p, top_k, max_new_tokens, seed)
+    run_chat(model, prompt, compare, system, options, tools, allow_unsafe_code)
+
+
+@app.command()
+def sandbox(
+    file: Annotated[str | None, typer.Argument(help="A Python program to run (- for standard input).")] = None,
+    code: Annotated[str | None, typer.Option("-c", help="The program itself.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time that the program may take.")] = 10.0,
+    as_json: AsJson = False,
+    allow_unsafe_code: AllowUnsafe = False,
+) -> None:
+    """Run untrusted Python in isolation; alone: try to break out, and show what is enforced on this machine.
+
+    Exit status: 0 well, 1 the program failed, 2 a mistake or refused, 3 nothing isolates here, 4 beyond a limit.
+    """
+    from chatwright.cli.sandbox import run_sandbox
+
+    raise typer.Exit(run_sandbox(file, code, as_json, seconds, allow_unsafe_code))
 
 
 @app.command()

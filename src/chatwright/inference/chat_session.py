@@ -45,6 +45,10 @@ class ChatSession:
         self._messages: list[Message] = []
         self.reset()
 
+    def use_tools(self, toolbox: ToolBox | None, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Answer calls from now on with `toolbox`, and list `tools` in the prompt where the template does that."""
+        self.responder.toolbox, self.tools = toolbox, tuple(tools)
+
     @property
     def messages(self) -> tuple[Message, ...]:
         """The history, system message included."""

@@ -30,7 +30,8 @@ _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib64", "
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _LAUNCH = "import sys; sys.path[:0] = [{folder!r}]; from chatwright.inference.sandbox_child.launch import main; {call}"
 _LAUNCHER_INSIDE = "/launcher"
-_ROOT_KEEPS = ("CAP_SETUID", "CAP_SETGID")  # to write the inner namespace's map of users
+_SUPERVISOR_KEEPS = ("CAP_SYS_ADMIN",)  # to bound the number of files in /tmp; given up before the program begins
+_ROOTS_KEEPS = ("CAP_SETUID", "CAP_SETGID")  # to write the map of users of the program's own namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,10 @@ def _bubblewrap(limits: SandboxLimits) -> list[str]:
     made = [shutil.which("bwrap") or "bwrap", "--as-pid-1", "--clearenv", "--chdir", "/", "--cap-drop", "ALL"]
     made += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-cgroup-try"]
     made += ["--unshare-uts", "--hostname", HOST_NAME]
-    if becomes_nobody():
-        made += [word for name in _ROOT_KEEPS for word in ("--cap-add", name)]
-    else:
+    as_root = becomes_nobody()
+    kept = (*_SUPERVISOR_KEEPS, *(_ROOTS_KEEPS if as_root else ()))
+    made += [word for name in kept for word in ("--cap-add", name)]
+    if not as_root:
         made += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     launcher = f"{_LAUNCHER_INSIDE}/chatwright/inference/sandbox_child"
     places = (*needs.binds, *needs.devices, launcher)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from chatwright.inference.sandbox_child import confine, kernel, root_folder
@@ -32,8 +33,11 @@ def main(wishes: int, report: int, lifeline: int, proc: int) -> None:
         spec = json.load(file)
     try:
         if spec["method"] != "namespaces":
+            if spec["method"] == "bubblewrap":
+                with suppress(OSError):  # not allowed everywhere; the probe tells that the number isn't bounded then
+                    root_folder.bound_private_folders(spec["limits"])
             supervise(spec, report, lifeline, proc)
-            return
+            os._exit(0)
         _leave(spec)
         child = os.fork()
         if child == 0:

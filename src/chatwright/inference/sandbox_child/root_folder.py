@@ -101,8 +101,24 @@ def _opener(folder: int) -> Any:
 
 def _private_folders(limits: Mapping[str, int]) -> None:
     """`/tmp` and, for Python's multiprocessing, `/dev/shm`: in memory, bounded, gone with the sandbox."""
-    sizes = (("/tmp", limits["temp_bytes"], limits["temp_files"]), ("/dev/shm", limits["temp_bytes"] // 16, 64))
-    for path, size, files in sizes:
+    for path, data in _bounds(limits):
         os.makedirs(path, exist_ok=True)
-        data = f"size={max(size, 4096)},nr_inodes={files + 1},mode=1777"
-        kernel.mount("temporary", path, "tmpfs", _LOCKED | kernel.MS_NOEXEC, data)
+        kernel.mount("temporary", path, "tmpfs", _LOCKED | kernel.MS_NOEXEC, f"{data},mode=1777")
+
+
+def bound_private_folders(limits: Mapping[str, int]) -> None:
+    """Bound those that bubblewrap has made: it knows no bound on the number of files.
+
+    Raises:
+        OSError: the kernel or a security module doesn't let bubblewrap's children do that.
+    """
+    for path, data in _bounds(limits):
+        kernel.mount("none", path, None, kernel.MS_REMOUNT | _LOCKED | kernel.MS_NOEXEC, data)
+
+
+def _bounds(limits: Mapping[str, int]) -> tuple[tuple[str, str], ...]:
+    small = max(limits["temp_bytes"] // 16, 4096)
+    return (
+        ("/tmp", f"size={limits['temp_bytes']},nr_inodes={limits['temp_files'] + 1}"),
+        ("/dev/shm", f"size={small},nr_inodes=65"),
+    )
