@@ -23,6 +23,7 @@ import torch
 from chatwright.inference.engine import Engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.models.families import config_from_hf
+from chatwright.models.generation_weights import prepare_for_generation
 from chatwright.models.transformer import CausalLM
 
 SHAPE = {
@@ -59,7 +60,7 @@ def make_pair(folder: str | None, dtype: torch.dtype, device: str, peer: bool) -
     if ours.lm_head is None:
         state.pop("lm_head.weight", None)
     ours.load_state_dict(state, assign=True)
-    ours.join_projections()
+    prepare_for_generation(ours)
     return (theirs.to(device).eval() if peer else None), ours.eval()
 
 

@@ -69,13 +69,13 @@ class ModelThatLearnedByHeart(nn.Module):
             layer_ropes=(0,),
             attention_scale=1.0,
         )
+        self.seen: list[int] = []  # the last row's tokens
         self.learned = {
             tuple(example.ids[:n].tolist()): int(example.ids[n])
             for example in examples
             for n in range(1, len(example.ids))
             if example.weights[n] > 0
         }
-        self.seen: dict[tuple[int, int], list[int]] = {}
 
     def forward(
         self,
@@ -89,12 +89,13 @@ class ModelThatLearnedByHeart(nn.Module):
         cache.check_room(cache_rows, layout.lengths_q)
         answers: list[int] = []
         for row, new in zip(cache_rows, input_ids.split(layout.lengths_q), strict=True):
-            seen = self.seen.setdefault((id(cache), row), [])
-            del seen[cache.lengths[row] :]
-            for token in new.tolist():
-                assert int(position_ids[len(answers)]) == len(seen)
-                seen.append(token)
-                answers.append(self.learned.get(tuple(seen), UNTRAINED_TOKEN))
+            keys = cache.keys[0, row, 0, :, 0]  # a token's key is its id, so that the cache alone tells what was seen
+            for place, token in enumerate(new.tolist(), start=cache.lengths[row]):
+                assert int(position_ids[len(answers)]) == place
+                keys[place] = token
+                seen = tuple(int(key) for key in keys[: place + 1].tolist())
+                answers.append(self.learned.get(seen, UNTRAINED_TOKEN))
+                self.seen = list(seen)
         cache.advance(cache_rows, layout.lengths_q)
         return torch.tensor(answers)[:, None].float(), {}
 

@@ -69,7 +69,7 @@ def test_prompt_and_reply_are_the_ids_of_the_training_render(
     turn_ids = template.render_prompt(prompt)
     reply = responder.replies([prompt], SETTINGS)[0]
     assert reply.prompt_tokens + reply.reply_tokens == len(example.ids)
-    (held,) = model.seen.values()
+    held = model.seen
     assert held == example.ids[:-1].tolist(), "all but the stop token, which nothing follows"
     forced = [i for i in range(len(turn_ids), len(held)) if example.weights[i] == 0]
     spelled = template.tokenizer.decode(np.array(held)[forced].tolist(), with_control=True)

@@ -14,9 +14,8 @@ from chatwright.models.block_attention import block_attention
 from chatwright.models.block_plan import plan_blocks
 from chatwright.models.cached_attention import CacheView, attend_decode
 from chatwright.models.config import Activation
-from chatwright.models.elementwise import apply_rope, gated, rms_norm
+from chatwright.models.elementwise import apply_rope, gated, rms_norm, whole_tables
 from chatwright.models.families import config_from_hf
-from chatwright.models.few_rows import linear, project
 from chatwright.models.kv_cache import KVCache
 from chatwright.models.segment_attention import (
     BLOCKS_UP_TO,
@@ -173,28 +172,15 @@ def test_decoding_in_groups_is_attention_row_by_row(scores: Scores, held: dict[i
     view = CacheView(cache, list(held), [1] * len(held))
     found = attend_decode(q, cache.keys[0], cache.values[0], view, scores)
     for query, (row, length) in enumerate(held.items()):
-        k, v = cache.keys[0, row, : length + 1], cache.values[0, row, : length + 1]
+        k, v = (
+            cache.keys[0, row, :, : length + 1].transpose(0, 1),
+            cache.values[0, row, :, : length + 1].transpose(0, 1),
+        )
         expected = attend_runs(q[query, None], k, v, SegmentLayout.from_lengths([1], [length + 1]), scores)
         assert distance(found[query, None], expected) < 1e-12
     assert sum(group.last - group.first for group in view.groups) <= 8
     if max(held.values()) > 400:
         assert len(view.groups) > 1, "short rows don't pay for a long one"
-
-
-@pytest.mark.parametrize("num_out", [192, 256, 576, 768, 800, 1536, 1540])
-@pytest.mark.parametrize("rows", [1, 3, 48, 49])
-def test_few_rows_give_what_a_linear_layer_gives(num_out: int, rows: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    layer = torch.nn.Linear(96, num_out).bfloat16()
-    x = torch.randn(rows, 96, generator=generator).bfloat16()
-    with torch.inference_mode():
-        for bias in (layer.bias, None):
-            exact = torch.nn.functional.linear(
-                x.double(), layer.weight.double(), None if bias is None else bias.double()
-            )
-            assert distance(linear(x, layer.weight, bias), exact) < 0.005
-        assert torch.equal(project(layer, x), linear(x, layer.weight, layer.bias))
-    assert project(layer, x).requires_grad
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 0.008)])
@@ -211,3 +197,10 @@ def test_small_inputs_without_gradient_give_the_same(dtype: torch.dtype, bound: 
         trained = call()
         with torch.no_grad():
             assert distance(call(), trained) < bound
+
+
+def test_whole_tables_rotate_as_halves_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, angles = (torch.randn(5, 4, 64, generator=generator).double(), torch.rand(5, 32, generator=generator).double())
+    expected = apply_rope(x, angles.cos(), angles.sin())
+    assert distance(apply_rope(x, *whole_tables(angles.cos(), angles.sin())), expected) < 1e-12

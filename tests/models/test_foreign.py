@@ -64,7 +64,7 @@ def test_cache_gives_what_the_whole_row_gives(tmp_path: Path) -> None:
     first, second = ids.split([12, 7])
     got = [model(*take(first, 0, 9), cache, [0])[0], model(*take(second, 0, 7), cache, [2])[0]]
     got.append(model(*take(first, 9, 10), cache, [0])[0])
-    cache.copy_row(0, 1)
+    cache.copy_prefix(0, 1, cache.lengths[0])
     cache.truncate(1, 9)
     got.append(model(*take(first, 9, 12), cache, [1])[0])
     expected = torch.cat([whole[:9], whole[12:], whole[9:10], whole[9:12]])

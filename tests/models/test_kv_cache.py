@@ -56,7 +56,7 @@ def test_truncated_and_copied_rows_go_on_as_if_fresh() -> None:
     run(model, cache, {0: (ids.flip(0), 0)})
     cache.reset(0)
     run(model, cache, {0: (ids[:15], 0)})
-    cache.copy_row(0, 1)
+    cache.copy_prefix(0, 1, 15)
     cache.truncate(0, 4)
     cache.truncate(1, 14)
     found = run(model, cache, {1: (ids[14:], 14), 0: (ids[4:7], 4)})

@@ -36,10 +36,17 @@ class ReplyReader:
         template: parses the reply.
         prompt: the ids before the reply; a template may end them in an open thinking block.
         expects_calls: the conversation offers tools in JSON, so that a reply which begins with `{` may be a call.
+        stops: texts that end the reply; neither they nor what may become one are given out.
     """
 
-    def __init__(self, template: Template, prompt: Sequence[int] = (), expects_calls: bool = False) -> None:
-        self.template = template
+    def __init__(
+        self,
+        template: Template,
+        prompt: Sequence[int] = (),
+        expects_calls: bool = False,
+        stops: Sequence[str] = (),
+    ) -> None:
+        self.template, self.stops = template, tuple(stops)
         self.expects_calls = expects_calls
         self._ids: list[int] = []
         self._state = template.grammar.start() if template.grammar else None
@@ -69,11 +76,14 @@ class ReplyReader:
 
     def _news(self, final: bool) -> list[ChatEvent]:
         parts = self._parts()
-        events = []
+        events: list[ChatEvent] = []
         for index, part in enumerate(parts):
             piecemeal = part.kind in _PIECEMEAL
             growing = piecemeal and not final and index == len(parts) - 1
             text = self._certain(part.text) if growing else part.text
+            if self.stops and part.kind == "text":
+                text = before_any(text, self.stops)
+                text = _before_partial(text, self.stops) if growing else text
             shown = self._shown.get(index)
             before = shown.text if shown and shown.kind == part.kind else ""
             if (shown and before == text) or (piecemeal and not text) or not text.startswith(before):
@@ -96,16 +106,17 @@ class ReplyReader:
         if self._state is None:
             if self.expects_calls and text.lstrip().startswith("{"):
                 return ""
-            text = _before_tags(text)
+            text = _before_partial(before_any(text, GRAMMAR_TAGS), (*GRAMMAR_TAGS, THINK_OPEN, THINK_CLOSE))
         return text.rstrip("\ufffd").rstrip()
 
 
-def _before_tags(text: str) -> str:
-    """The text before the first tag of a tool call, or before what may become a tag at its end."""
-    ends = [text.find(tag) for tag in GRAMMAR_TAGS if tag in text]
-    if ends:
-        return text[: min(ends)]
-    tags = (*GRAMMAR_TAGS, THINK_OPEN, THINK_CLOSE)
+def before_any(text: str, tags: Sequence[str]) -> str:
+    """The text before the first of these."""
+    return text[: min((place for place in map(text.find, tags) if place >= 0), default=len(text))]
+
+
+def _before_partial(text: str, tags: Sequence[str]) -> str:
+    """The text before what may become one of `tags` at its end."""
     for start in range(max(0, len(text) - max(len(tag) for tag in tags) + 1), len(text)):
         if any(tag.startswith(text[start:]) for tag in tags):
             return text[:start]

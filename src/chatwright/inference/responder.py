@@ -13,16 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from chatwright.conversations.schema import Conversation, Message, Part
-from chatwright.inference.engine import Engine
-from chatwright.inference.reply_events import ChatEvent, ReplyReader
+from chatwright.inference.engine import Engine, evaluating, requests_for
+from chatwright.inference.reply_events import ChatEvent, ReplyReader, before_any
+from chatwright.inference.requests import Request, StopReason, StreamedToken
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
-from chatwright.inference.waves import StopReason, StreamedToken
 from chatwright.models.foreign import ForeignLM
 from chatwright.models.transformer import CausalLM
 from chatwright.templates.base import Template
 from chatwright.templates.replies import named_call
-from chatwright.templates.tool_grammars import ToolGrammar
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -61,17 +60,24 @@ class ChatReply:
     reply_tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Turn:
-    """A reply being made: `parts` of its finished rounds, `prompt` and `ids` of the round at work."""
+    """A reply being made: `parts` of its finished rounds, `prompt` and `ids` of the round at work.
 
+    `number` is its place among the conversations, `copy` its place among equal ones.
+    """
+
+    number: int
     conversation: Conversation
+    settings: SamplingSettings
+    copy: int = 0
     prompt: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     calls_run: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    met_stop_text: bool = False
     finish_reason: FinishReason | None = None
 
     def so_far(self) -> Conversation:
@@ -106,7 +112,9 @@ class Responder:
         self.engine, self.template = engine, template
         self.toolbox, self.max_tool_calls = toolbox, max_tool_calls
 
-    def reply_many(self, conversations: Sequence[Conversation], settings: SamplingSettings) -> list[Message]:
+    def reply_many(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings | Sequence[SamplingSettings]
+    ) -> list[Message]:
         """One reply to each conversation, generated together.
 
         Raises:
@@ -114,20 +122,34 @@ class Responder:
         """
         return [reply.message for reply in self.replies(conversations, settings)]
 
-    def replies(self, conversations: Sequence[Conversation], settings: SamplingSettings) -> list[ChatReply]:
+    def replies(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings | Sequence[SamplingSettings]
+    ) -> list[ChatReply]:
         """As `reply_many`, with the reason why each reply ended and its token counts."""
-        turns = [_Turn(conversation) for conversation in conversations]
-        for _ in self._tokens(turns, settings):
-            pass
-        return [turn.reply() for turn in turns]
+        found = dict(self.finished(conversations, settings))
+        return [found[number] for number in range(len(conversations))]
+
+    def finished(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings | Sequence[SamplingSettings]
+    ) -> Iterator[tuple[int, ChatReply]]:
+        """The place of a conversation and its reply, as each one is finished.
+
+        Args:
+            settings: for all, or one for each. Equal conversations with equal seeds draw different replies.
+        """
+        many = [settings] * len(conversations) if isinstance(settings, SamplingSettings) else settings
+        turns = [_Turn(number, *pair) for number, pair in enumerate(zip(conversations, many, strict=True))]
+        for turn, token in self._tokens(turns):
+            if token.stop_reason is not None and turn.finish_reason is not None:
+                yield turn.number, turn.reply()
 
     def events(self, conversation: Conversation, settings: SamplingSettings) -> Generator[ChatEvent, None, ChatReply]:
         """The events of one reply as they come; the generator's value is the finished reply. Close it to cancel."""
-        turn = _Turn(conversation)
+        turn = _Turn(0, conversation, settings)
         reader: ReplyReader | None = None
         results = 0
-        for _, token in self._tokens([turn], settings):
-            reader = reader or ReplyReader(self.template, turn.prompt, bool(conversation.tools))
+        for _, token in self._tokens([turn]):
+            reader = reader or ReplyReader(self.template, turn.prompt, bool(conversation.tools), settings.stop)
             yield from reader.feed(token.token_id)
             if token.stop_reason is not None:
                 yield from reader.finish()
@@ -138,30 +160,42 @@ class Responder:
                     results = len(done)
         return turn.reply()
 
-    def _tokens(self, turns: list[_Turn], settings: SamplingSettings) -> Iterator[tuple[_Turn, StreamedToken]]:
-        """Every token of every round; a turn's round is closed before its last token is given out."""
-        open_turns = turns
-        while open_turns:
-            prompts = [self.template.render_prompt(turn.so_far()) for turn in open_turns]
-            for turn, prompt in zip(open_turns, prompts, strict=True):
-                turn.prompt, turn.prompt_tokens = prompt, turn.prompt_tokens or len(prompt)
-            controller = _InTurnCalls(self, self.template.grammar, open_turns) if self.template.grammar else None
-            for token in self.engine.stream(prompts, settings, controller):
-                turn = open_turns[token.row]
-                turn.ids.append(token.token_id)
-                if token.stop_reason is not None:
-                    self._close_round(turn, token.stop_reason)
-                yield turn, token
-            open_turns = [turn for turn in open_turns if turn.finish_reason is None]
+    def _tokens(self, turns: list[_Turn]) -> Iterator[tuple[_Turn, StreamedToken]]:
+        """Every token of every round; a turn's round is closed, and its next one queued, before its last token."""
+        with evaluating(self.engine.model):
+            batch = self.engine.open()
+            at_work: dict[int, _Turn] = {}
+            prompts = [self.template.render_prompt(turn.so_far()) for turn in turns]
+            first = requests_for(prompts, [turn.settings for turn in turns])
+            for turn, request in zip(turns, first, strict=True):
+                turn.prompt, turn.prompt_tokens, turn.copy = list(request.prompt), len(request.prompt), request.copy
+                at_work[batch.submit(replace(request, controller=_TurnController(self, turn)))] = turn
+            batch.sort_waiting()
+            while not batch.idle:
+                for token in batch.step():
+                    turn = at_work[token.row]
+                    turn.ids.append(token.token_id)
+                    if token.stop_reason is not None:
+                        self._close_round(turn, token.stop_reason)
+                    yield turn, token
+                    if token.stop_reason is not None and turn.finish_reason is None:
+                        prompt = self.template.render_prompt(turn.so_far())
+                        turn.prompt = prompt
+                        again = Request(prompt, turn.settings, turn.copy, _TurnController(self, turn))
+                        at_work[batch.submit(again)] = turn
 
     def _close_round(self, turn: _Turn, reason: StopReason) -> None:
         """Read what the round said; with JSON calls run them, else finish the turn."""
-        parts = self.template.parse_reply(turn.ids).parts
+        parts = list(self.template.parse_reply(turn.ids).parts)
+        if turn.met_stop_text:
+            parts = _cut(parts, turn.settings.stop)
         turn.parts += parts
         turn.reply_tokens += len(turn.ids)
         turn.ids = []
         calls = [part for part in parts if part.kind == "tool_call"] if self.template.grammar is None else []
-        if calls and self.may_run(turn, len(calls)):
+        if turn.met_stop_text:
+            turn.finish_reason = "stop"
+        elif calls and self.may_run(turn, len(calls)):
             turn.parts += [Part("tool_result", self.run(turn, call), call.tool, call.call_id) for call in calls]
         elif calls or reason == "controller":
             turn.finish_reason = "tool_calls"
@@ -179,23 +213,50 @@ class Responder:
         return self.toolbox.run(call.tool, call.text)
 
 
-class _InTurnCalls:
-    """Runs token-delimited calls the moment they end, and forces their results into the reply."""
+class _TurnController:
+    """Runs token-delimited calls the moment they end and forces their results in; ends the reply at a stop text."""
 
-    def __init__(self, responder: Responder, grammar: ToolGrammar, turns: Sequence[_Turn]) -> None:
-        self.responder, self.turns = responder, turns
-        self.states = [grammar.start() for _ in turns]
+    def __init__(self, responder: Responder, turn: _Turn) -> None:
+        grammar = responder.template.grammar
+        self.responder, self.turn = responder, turn
+        self.state = grammar.start() if grammar else None
+        self.ids: list[int] = []
+        # A stop text of n bytes ends within the last n tokens, or the last one holds it.
+        self.tail = max((len(text.encode()) for text in turn.settings.stop), default=0) + 4
 
     def on_token(self, row: int, token_id: int) -> list[int] | None:
-        """The result's tokens after the end of a call; None where the call is the caller's to run."""
-        state, turn = self.states[row], self.turns[row]
-        event = state.feed(token_id)
-        if event is None:
+        """The result's tokens after the end of a call; None where the reply ends."""
+        forced = self._after_call(token_id)
+        if self.turn.settings.stop and forced is not None:
+            self.ids = [*self.ids, token_id][-self.tail :]
+            text = self.responder.template.tokenizer.decode(self.ids)
+            if any(stop in text for stop in self.turn.settings.stop):
+                self.turn.met_stop_text = True
+                return None
+            if forced:
+                self.ids = []
+        return forced
+
+    def _after_call(self, token_id: int) -> list[int] | None:
+        """The result's tokens where a call ends; None where the call is the caller's to run."""
+        event = self.state.feed(token_id) if self.state else None
+        if self.state is None or event is None:
             return []
-        if not self.responder.may_run(turn, 1):
+        if not self.responder.may_run(self.turn, 1):
             return None
         call = named_call(self.responder.template.tokenizer.decode(event.code_ids))
-        forced = state.forced_result(self.responder.run(turn, call))
+        forced = self.state.forced_result(self.responder.run(self.turn, call))
         for forced_id in forced:
-            state.feed(forced_id)
+            self.state.feed(forced_id)
         return forced
+
+
+def _cut(parts: list[Part], stops: Sequence[str]) -> list[Part]:
+    """The parts up to the first stop text."""
+    kept: list[Part] = []
+    for part in parts:
+        text = before_any(part.text, stops) if part.kind == "text" else part.text
+        kept += [replace(part, text=text)] if text or part.kind != "text" else []
+        if text != part.text:
+            break
+    return kept

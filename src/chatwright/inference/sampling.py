@@ -35,6 +35,7 @@ class SamplingSettings(Settings):
         repetition_penalty: divides positive and multiplies negative logits of every token that the row already
             holds, prompt included (Keskar et al. 2019, CTRL; as transformers does).
         seed: same seed, same prompt, same text.
+        stop: texts that end a reply and aren't part of it; the responder looks for them, since the engine knows no text.
     """
 
     temperature: float = Field(default=0.0, ge=0.0)
@@ -43,6 +44,7 @@ class SamplingSettings(Settings):
     max_new_tokens: int = Field(default=256, ge=1)
     repetition_penalty: float = Field(default=1.0, gt=0.0)
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
 
 def row_key(seed: int, prompt: Sequence[int], copy: int = 0) -> int:

@@ -3,10 +3,17 @@
 T new tokens · R queries of a decoding step, one a cache row · L keys of a group · H query heads · G key/value heads ·
 D head_dim.
 
-While decoding, neighbouring cache rows of similar length go through one masked call; the cache is read as it lies.
-Measured (bf16, 9 and 3 heads, one CPU thread, µs a layer, row by row / one call): 32 rows of 100 tokens 1,561 / 576,
-8 rows of 200 333 / 192, 32 rows of 60–308 1,569 / 1,512. So a call costs as much as about `CALL_COST` keys, and rows
-are put together where padding costs less.
+The H / G query heads that share a key head are handed to the kernel as that many queries of one head: they read the
+same keys. While decoding, neighbouring cache rows of similar length go through one masked call; the cache is read as
+it lies. Measured (bf16, 9 and 3 heads, two threads of a 2-core AVX-512 machine without AMX, µs a layer):
+
+    rows × keys     every head apart     grouped, fused kernel     grouped, two products
+    1 × 100                       71                        22                        79
+    8 × 200                      957                       169                       193
+    32 × 150                   2,938                       543                       350
+    32 × 300                   5,849                       978                       600
+
+Hence: `PRODUCTS_FROM` rows or more in bf16 on a CPU go through two batched products, all else through the fused kernel.
 """
 
 from __future__ import annotations
@@ -16,12 +23,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
 from chatwright.layouts import SegmentLayout
 from chatwright.models.kv_cache import KVCache
-from chatwright.models.segment_attention import Scores, attend_segments, scaled_attention
+from chatwright.models.segment_attention import Scores, attend_segments, capped_attention, scaled_attention, visible
 
-CALL_COST = 150
+PRODUCTS_FROM = 12
+"""Rows of a group from which two batched products are faster than the fused kernel (bf16 on a CPU)."""
+CALL_COST = 600
 """Keys of one row that cost as much as one more call on a CPU; elsewhere all rows go in one call."""
 
 
@@ -30,23 +40,17 @@ class RowGroup:
     """Neighbouring cache rows that decode in one call.
 
     Args:
-        first, last: the rows `first : last`; those without a query are read and thrown away.
-        length: keys of its longest row. shortest: of its shortest one with a query.
-        take: int64 `[last − first]`, the query of each row (any for a row without one), or None for `start : end`.
+        first, last: the rows `first : last`. length: keys of the longest. shortest: of the shortest.
         ends: int64 `[last − first]`, keys of each row.
-        start, end: where its queries stand once they are sorted by row.
-        keep: int64 `[end − start]`, the rows of the group that have a query, or None for all.
+        start: where its queries stand once they are sorted by row.
     """
 
     first: int
     last: int
     length: int
     shortest: int
-    take: torch.Tensor | None
     ends: torch.Tensor
-    keep: torch.Tensor | None
     start: int
-    end: int
 
 
 class CacheView:
@@ -63,6 +67,7 @@ class CacheView:
         self.is_prefill = not any(cache.lengths[row] for row in self.rows)
         self.is_decode = not self.is_prefill and all(new == 1 for new in self.lengths_q)
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        self._biases: dict[tuple[int, int | None], torch.Tensor] = {}
 
     @cached_property
     def layout(self) -> SegmentLayout:
@@ -83,47 +88,28 @@ class CacheView:
 
     @cached_property
     def groups(self) -> list[RowGroup]:
-        """The calls of a decoding step: a query joins the rows before it where that adds less than a call costs."""
+        """The calls of a decoding step: a row joins its neighbours before it where that costs less than a call."""
         groups: list[list[int]] = []
         for query in self.order:
-            if groups and self._joins(groups[-1], query):
+            if groups and self.rows[query] == self.rows[groups[-1][-1]] + 1 and self._joins(groups[-1], query):
                 groups[-1].append(query)
             else:
                 groups.append([query])
-        starts = [0]
+        made, start = [], 0
         for group in groups:
-            starts.append(starts[-1] + len(group))
-        return [self._group(group, start) for group, start in zip(groups, starts[:-1], strict=True)]
+            lengths = [self.lengths[query] for query in group]
+            ends = torch.tensor(lengths, device=self.cache.keys.device)
+            first = self.rows[group[0]]
+            made.append(RowGroup(first, first + len(group), max(lengths), min(lengths), ends, start))
+            start += len(group)
+        return made
 
     def _joins(self, group: list[int], query: int) -> bool:
         if self.cache.keys.device.type != "cpu":
             return True
-        first, last, new = self.rows[group[0]], self.rows[group[-1]] + 1, self.rows[query] + 1
-        longest = max(self.lengths[other] for other in group)
-        together = (new - first) * max(longest, self.lengths[query])
-        return together <= (last - first) * longest + self.lengths[query] + CALL_COST
-
-    def _group(self, group: list[int], start: int) -> RowGroup:
-        device, first, last = self.cache.keys.device, self.rows[group[0]], self.rows[group[-1]] + 1
-        lengths = [self.lengths[query] for query in group]
-        ends, take, keep = [1] * (last - first), [group[0]] * (last - first), []
-        for query in group:
-            at = self.rows[query] - first
-            ends[at], take[at] = self.lengths[query], query
-            keep.append(at)
-        full = len(group) == last - first
-        in_place = full and self.back is None
-        return RowGroup(
-            first,
-            last,
-            max(lengths),
-            min(lengths),
-            None if in_place else torch.tensor(take, device=device),
-            torch.tensor(ends, device=device),
-            None if full else torch.tensor(keep, device=device),
-            start,
-            start + len(group),
-        )
+        longest, new = max(self.lengths[other] for other in group), self.lengths[query]
+        together = (len(group) + 1) * max(longest, new)
+        return together <= len(group) * longest + new + CALL_COST
 
     def mask(self, number: int, window: int | None) -> torch.Tensor | None:
         """bool `[rows, 1, 1, L]`: the keys that each row of a group sees; None if it sees them all."""
@@ -131,16 +117,22 @@ class CacheView:
             group = self.groups[number]
             begin = first_key(group, window)
             mask = None
-            if len(group.ends) > 1 and not (group.shortest == group.length and group.keep is None):
+            if group.shortest != group.length:
                 position = torch.arange(begin, group.length, device=group.ends.device)
                 ends = group.ends[:, None, None, None]
                 mask = position < ends
                 if window is not None:
                     mask &= position >= ends - window
-                    # A row without a query sees its first key: no row of the softmax may be empty.
-                    mask[..., 0] |= ~mask.any(-1)
             self._masks[number, window] = mask
         return self._masks[number, window]
+
+    def bias(self, number: int, window: int | None) -> torch.Tensor | None:
+        """The mask as what is added to scores: float32 `[rows, 1, L, 1]`, 0 or −∞."""
+        mask = self.mask(number, window)
+        if mask is not None and (number, window) not in self._biases:
+            hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+            self._biases[number, window] = hidden.transpose(2, 3)
+        return None if mask is None else self._biases[number, window]
 
 
 def first_key(group: RowGroup, window: int | None) -> int:
@@ -160,24 +152,52 @@ def attend_cached(
     cache.append(layer, view.places, k, v)
     if view.is_prefill:  # the row is the segment
         return attend_segments(q, k, v, view.layout, scores)
-    keys, values = cache.keys[layer], cache.values[layer]
+    keys, values = cache.layers[layer]
     if view.is_decode:
         return attend_decode(q, keys, values, view, scores)
-    k = torch.cat([keys[row, :length] for row, length in zip(view.rows, view.lengths, strict=True)])
-    v = torch.cat([values[row, :length] for row, length in zip(view.rows, view.lengths, strict=True)])
-    return attend_segments(q, k, v, view.layout, scores)
+    parts = zip(q.split(view.lengths_q), view.rows, view.lengths, strict=True)
+    return torch.cat([_attend_row(part, keys[row, :, :n], values[row, :, :n], scores) for part, row, n in parts])
+
+
+def _attend_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    """The last Lq of a row's L positions: `[Lq, H, D]`, `[G, L, D]` → `[Lq, H, D]`."""
+    num_q, num_k = q.shape[0], k.shape[1]
+    window = scores.window if scores.window is not None and scores.window < num_k else None
+    plain = num_q == num_k and window is None and scores.soft_cap is None
+    mask = None if plain else visible(num_q, num_k, window, q.device)
+    return scaled_attention(q.transpose(0, 1)[None], k[None], v[None], mask, scores)[0].transpose(0, 1)
 
 
 def attend_decode(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, view: CacheView, scores: Scores
 ) -> torch.Tensor:
-    """One new token a row against one layer of the cache `[all rows, capacity, G, D]`: `[R, H, D]` → `[R, H, D]`."""
+    """One new token a row against one layer of the cache `[all rows, G, capacity, D]`: `[R, H, D]` → `[R, H, D]`."""
+    if view.back is not None:
+        q = q[view.order]
+    num_kv = keys.shape[1]
     out = []
     for number, group in enumerate(view.groups):
-        q_ = q[group.start : group.end] if group.take is None else q[group.take]
+        rows = group.last - group.first
+        q_ = q[group.start : group.start + rows].unflatten(1, (num_kv, -1))  # [rows, G, H / G, D]
         part = slice(first_key(group, scores.window), group.length)
-        k, v = (cached[group.first : group.last, part].transpose(1, 2) for cached in (keys, values))  # [rows, G, L, D]
-        mixed = scaled_attention(q_[:, :, None], k, v, view.mask(number, scores.window), scores)[:, :, 0]
-        out.append(mixed if group.keep is None else mixed[group.keep])
+        k, v = keys[group.first : group.last, :, part], values[group.first : group.last, :, part]  # [rows, G, L, D]
+        out.append(_attend_group(q_, k, v, view, number, scores).flatten(1, 2))
     whole = out[0] if len(out) == 1 else torch.cat(out)
     return whole if view.back is None else whole[view.back]
+
+
+def _attend_group(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, view: CacheView, number: int, scores: Scores
+) -> torch.Tensor:
+    """`[rows, G, H / G, D]`, `[rows, G, L, D]` → `[rows, G, H / G, D]`."""
+    mask = view.mask(number, scores.window)
+    if scores.soft_cap is not None:
+        return capped_attention(q, k, v, mask, scores)
+    if q.shape[0] < PRODUCTS_FROM or q.dtype is not torch.bfloat16 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale)
+    logits = torch.matmul(k, q.transpose(2, 3)).float().mul_(scores.scale)  # [rows, G, L, H / G]
+    bias = view.bias(number, scores.window)
+    if bias is not None:
+        logits += bias
+    weights = logits.transpose(2, 3).softmax(-1).to(v.dtype)  # [rows, G, H / G, L]
+    return torch.matmul(weights, v)

@@ -22,6 +22,9 @@ from chatwright.models.config import Activation
 _CACHED_NUMBERS = 2**17
 """Numbers worked on at a time on a CPU: 512 KiB in float32 (measured: 2^16 to 2^18 are alike, 2^20 takes 1.5 times)."""
 
+_VERY_FEW = 4096
+"""Numbers up to which one layer norm of twice the size is quicker than the operators of `F.rms_norm` (8 µs, not 12)."""
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
     """x / rms(x) · weight over the last dimension, in float32 at least; Gemma's form with 1 + weight.
@@ -30,6 +33,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) 
     """
     if _is_small(x) and weight.dtype is x.dtype:
         if not plus_one:
+            if x.dtype is torch.bfloat16 and x.numel() <= _VERY_FEW:  # [x, −x] has mean 0 and variance mean(x²)
+                n = F.layer_norm(torch.cat((x, -x), -1), (2 * x.shape[-1],), eps=eps)
+                return n[..., : x.shape[-1]] * weight
             return F.rms_norm(x, weight.shape, weight, eps)
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(wide), weight.shape, weight.to(wide) + 1, eps).to(x.dtype)
@@ -37,8 +43,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) 
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the halves of `[T, H, D]` against each other by the tables `[T, D/2]` (Su et al. 2021)."""
+    """Rotate the halves of `[T, H, D]` against each other by the tables `[T, D/2]` (Su et al. 2021).
+
+    Tables `[T, D]` (`whole_tables`) do it in fewer calls: for a few tokens without a gradient.
+    """
+    if cos.shape[-1] == x.shape[-1]:
+        return torch.addcmul(x * cos[:, None], x.roll(x.shape[-1] // 2, -1), sin[:, None])
     return _rotate(x, cos, sin, 1) if _is_small(x) else _Rotation.apply(x, cos, sin)
+
+
+def whole_tables(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables `[T, D/2]` as `[T, D]`: (cos, cos) and (−sin, sin), so that x · cos + swapped halves · sin rotates."""
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from chatwright.models.compact_linear import added
 from chatwright.models.config import DecoderConfig
 from chatwright.models.elementwise import gated
-from chatwright.models.few_rows import linear, project
-from chatwright.models.joined import Joined, join
 
 
 class FeedForward(nn.Module):
-    """SwiGLU or its GELU form; parameter names are Hugging Face's (`gate_proj`, `up_proj`, `down_proj`)."""
+    """SwiGLU or its GELU form; parameter names are Hugging Face's (`gate_proj`, `up_proj`, `down_proj`).
+
+    Attributes:
+        gate_up_proj: stands for `gate_proj` and `up_proj` in a model that only generates (`generation_weights`).
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -20,17 +23,12 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.joined: Joined | None = None
+        self.gate_up_proj: nn.Module | None = None
 
-    def join_projections(self) -> None:
-        """Make gate and up one product where no gradient is wanted; see `joined`."""
-        self.joined = join((self.gate_proj, self.up_proj))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[T, hidden]` → `[T, hidden]`."""
-        joined = None if torch.is_grad_enabled() else self.joined
-        if joined is not None and joined.holds((self.gate_proj, self.up_proj)):
-            gate, up = linear(x, joined.weight, joined.bias).split(self.gate_proj.out_features, dim=-1)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """`[T, hidden]` → `[T, hidden]`, added to `residual` if given."""
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = project(self.gate_proj, x), project(self.up_proj, x)
-        return project(self.down_proj, gated(gate, up, self.activation))
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return added(self.down_proj, gated(gate, up, self.activation), residual)

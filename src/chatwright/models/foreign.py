@@ -30,8 +30,12 @@ _HALF_BOUND = 0.05
 class ForeignCache:
     """Earlier tokens of some conversations: their ids, and the model's own cache where it is up to date.
 
-    The same calls as `KVCache`. A row that was cut or copied is run again from its ids: right for every architecture.
+    The same calls as `KVCache`. A row that was cut, or copied from another, is run again from its ids: right for every
+    architecture.
     """
+
+    shares_prefixes = False
+    """A copied row is computed again, so that copying saves nothing."""
 
     def __init__(self, num_rows: int, capacity: int) -> None:
         self.num_rows, self.capacity = num_rows, capacity
@@ -53,9 +57,24 @@ class ForeignCache:
         """Empty a row for another conversation."""
         self.truncate(row, 0)
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make `target` a copy of `source`."""
-        self.ids[target], self.past[target] = list(self.ids[source]), None
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Make `target` hold the first `length` tokens of `source`."""
+        if not 0 <= length <= len(self.ids[source]):
+            raise ValueError(f"row {source} has {len(self.ids[source])} tokens and can't give {length}")
+        past = self.past[source] if length == len(self.ids[source]) and source == target else None
+        self.ids[target], self.past[target] = self.ids[source][:length], past
+
+    def resized(self, num_rows: int, capacity: int, rows: Sequence[int]) -> ForeignCache:
+        """A cache of another size that holds these rows in its first rows, in the order given."""
+        other = ForeignCache(num_rows, capacity)
+        for target, source in enumerate(rows):
+            other.ids[target], other.past[target] = self.ids[source], self.past[source]
+        return other
+
+    def move(self, source: int, target: int) -> None:
+        """Make `target` what `source` is, and empty `source`."""
+        self.ids[target], self.past[target] = self.ids[source], self.past[source]
+        self.ids[source], self.past[source] = [], None
 
 
 class ForeignLM(nn.Module):

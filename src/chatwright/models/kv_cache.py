@@ -1,6 +1,7 @@
 """Keys and values of the tokens already seen, one row a conversation.
 
-Knows rows, lengths and tensors; knows no token, no mask and no sampling. Lengths stand on the host.
+Knows rows, lengths and tensors; knows no token, no mask and no sampling. Lengths stand on the host. Heads come before
+positions, so that one head's keys lie together: what a decoding step reads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Places:
 
     Args:
         slices: for each segment its cache row and the positions there.
-        flat: int64 `[R]` for one new token a row: row · capacity + position; else None.
+        flat: int64 `[R · G]` for one new token a row: (row · G + head) · capacity + position; else None.
     """
 
     slices: tuple[tuple[int, slice], ...]
@@ -29,6 +30,9 @@ class Places:
 
 class KVCache:
     """Room for `num_rows` conversations of up to `capacity` tokens each.
+
+    Attributes:
+        layers: keys and values of each layer, `[rows, KV heads, capacity, D]`.
 
     A forward pass with the cache appends its segments' keys and values layer by layer (`append`) and then moves
     the lengths on once (`advance`). Inference only: nothing here carries a gradient.
@@ -40,6 +44,9 @@ class KVCache:
         dtype, device: of the keys and values: the model's.
     """
 
+    shares_prefixes = True
+    """Whether `copy_prefix` saves the work of the tokens it copies."""
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -48,14 +55,18 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.config = config
         self.num_rows, self.capacity = num_rows, capacity
         self.lengths = [0] * num_rows
-        shape = (config.num_layers, num_rows, capacity, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, num_rows, config.num_kv_heads, capacity, config.head_dim)
         # Normal tensors even when made under inference mode, so that they can be written from anywhere;
         # zeros, since a masked position still meets the values (0 · NaN is NaN).
         with torch.inference_mode(False):
-            self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, rows, capacity, KV heads, D]
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, rows, KV heads, capacity, D]
             self.values = torch.zeros(shape, dtype=dtype, device=device)
+            # Views made once, since a decoding step asks for them at every layer.
+            self.layers = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
+            self._flat = [(k.view(-1, config.head_dim), v.view(-1, config.head_dim)) for k, v in self.layers]
 
     def check_room(self, rows: Sequence[int], lengths_q: Sequence[int]) -> None:
         """Refuse a pass that doesn't fit.
@@ -81,22 +92,28 @@ class KVCache:
             (row, slice(start, start + new)) for row, start, new in zip(rows, starts, lengths_q, strict=True)
         )
         flat = None
-        if len(slices) > 1 and all(new == 1 for new in lengths_q):
-            at = [row * self.capacity + start for row, start in zip(rows, starts, strict=True)]
+        if all(new == 1 for new in lengths_q):
+            heads = range(self.config.num_kv_heads)
+            at = [
+                (row * len(heads) + head) * self.capacity + start
+                for row, start in zip(rows, starts, strict=True)
+                for head in heads
+            ]
             flat = torch.tensor(at, device=self.keys.device)
         return Places(slices, flat)
 
     def append(self, layer: int, places: Places, k: torch.Tensor, v: torch.Tensor) -> None:
         """Write one layer's new keys and values `[T, KV heads, D]`; lengths stay."""
         with torch.no_grad():
-            for cached, new in ((self.keys[layer], k), (self.values[layer], v)):
-                if places.flat is not None:
-                    cached.flatten(0, 1).index_copy_(0, places.flat, new)
-                    continue
+            if places.flat is not None:
+                for cached, new in zip(self._flat[layer], (k, v), strict=True):
+                    cached.index_copy_(0, places.flat, new.reshape(-1, new.shape[-1]))
+                return
+            for cached, new in zip(self.layers[layer], (k, v), strict=True):
                 start = 0
                 for row, place in places.slices:
                     end = start + place.stop - place.start
-                    cached[row, place] = new[start:end]
+                    cached[row, :, place] = new[start:end].transpose(0, 1)
                     start = end
 
     def advance(self, rows: Sequence[int], lengths_q: Sequence[int]) -> None:
@@ -114,10 +131,28 @@ class KVCache:
         """Empty a row for another conversation."""
         self.lengths[row] = 0
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make `target` a copy of `source`: one prompt, several replies."""
-        length = self.lengths[source]
-        with torch.no_grad():
-            self.keys[:, target, :length] = self.keys[:, source, :length]
-            self.values[:, target, :length] = self.values[:, source, :length]
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Make `target` hold the first `length` tokens of `source`: what two prompts begin with is computed once."""
+        if not 0 <= length <= self.lengths[source]:
+            raise ValueError(f"row {source} has {self.lengths[source]} tokens and can't give {length}")
+        if source != target:
+            with torch.no_grad():
+                self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+                self.values[:, target, :, :length] = self.values[:, source, :, :length]
         self.lengths[target] = length
+
+    def move(self, source: int, target: int) -> None:
+        """Make `target` what `source` is, and empty `source`."""
+        self.copy_prefix(source, target, self.lengths[source])
+        self.lengths[source] = 0
+
+    def resized(self, num_rows: int, capacity: int, rows: Sequence[int]) -> KVCache:
+        """A cache of another size that holds these rows' tokens in its first rows, in the order given."""
+        other = type(self)(self.config, num_rows, capacity, self.keys.dtype, self.keys.device)
+        with torch.no_grad():
+            for target, source in enumerate(rows):
+                length = self.lengths[source]
+                other.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+                other.values[:, target, :, :length] = self.values[:, source, :, :length]
+                other.lengths[target] = length
+        return other

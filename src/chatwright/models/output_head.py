@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from chatwright.models.few_rows import linear
+from chatwright.models.compact_linear import Int8Linear, PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class OutputHead:
         soft_cap: c in `c · tanh(logits / c)`, or None.
         rows: int64 `[R]` or None: rows replaced by trained ones (token-row adapters).
         row_weights: `[R, D]`, the trained rows that stand in for `weight[rows]`.
+        compact: multiplies by `weight` in a model that only generates, or None.
     """
 
     weight: torch.Tensor
@@ -28,10 +29,15 @@ class OutputHead:
     soft_cap: float | None = None
     rows: torch.Tensor | None = None
     row_weights: torch.Tensor | None = None
+    compact: PackedLinear | Int8Linear | None = None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[N, D]` → `[N, V]` in the hidden dtype: the naive form; for small N (sampling, tests)."""
-        out = linear(hidden, self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        if self.compact is None:
+            out = F.linear(hidden, self.weight.to(hidden.dtype), bias)
+        else:
+            out = self.compact(hidden) if bias is None else self.compact(hidden) + bias
         if self.rows is not None and self.row_weights is not None:
             trained = F.linear(hidden, self.row_weights.to(hidden.dtype))
             if self.bias is not None:

@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from chatwright.layouts import SegmentLayout
 from chatwright.models.attention import Attention
 from chatwright.models.cached_attention import CacheView
+from chatwright.models.compact_linear import Int8Linear, PackedLinear
 from chatwright.models.config import DecoderConfig
+from chatwright.models.elementwise import whole_tables
 from chatwright.models.embedding import TokenEmbedding
 from chatwright.models.feed_forward import FeedForward
 from chatwright.models.kv_cache import KVCache
@@ -46,11 +48,12 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, tables: Tables, layout: SegmentLayout, view: CacheView | None) -> torch.Tensor:
         """`[T, D]` → `[T, D]`."""
-        mixed = self.self_attn(self.input_layernorm(x), tables, layout, view)
+        h = self.input_layernorm(x)
         if not self.sandwich:
-            x = x + mixed
-            return x + self.mlp(self.post_attention_layernorm(x))
-        x = x + self.post_attention_layernorm(mixed)
+            x = self.self_attn(h, tables, layout, view, residual=x)
+            out: torch.Tensor = self.mlp(self.post_attention_layernorm(x), residual=x)
+            return out
+        x = x + self.post_attention_layernorm(self.self_attn(h, tables, layout, view))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
@@ -70,6 +73,7 @@ class CausalLM(nn.Module):
     Attributes:
         config: its shapes; replaced by `weights.resize_vocab`.
         checkpoint_activations: recompute each layer in the backward instead of keeping its activations.
+        packed_head: multiplies by the output embedding in a model that only generates (`generation_weights`).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -78,6 +82,7 @@ class CausalLM(nn.Module):
         self.checkpoint_activations = False
         self.ropes = tuple(Rope(rope, config.head_dim, config.max_positions) for rope in config.ropes)
         self.model = Decoder(config)
+        self.packed_head: PackedLinear | Int8Linear | None = None
         self.lm_head: nn.Linear | None = None
         if not config.tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -126,23 +131,14 @@ class CausalLM(nn.Module):
         if self.config.embed_scale != 1.0:
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
         tables = [rope.tables(position_ids, x.dtype) for rope in self.ropes]
+        if view is not None:
+            tables = [whole_tables(*pair) for pair in tables]
         for layer, index in zip(self.model.layers, self.config.layer_ropes, strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(layer, x, tables[index], layout, view, use_reentrant=False)
             else:
                 x = layer(x, tables[index], layout, view)
         return self.model.norm(x)
-
-    def join_projections(self) -> None:
-        """Make q, k, v and gate, up one product each while no gradient is wanted: for a model that only generates.
-
-        Their weights move into shared buffers (names and values stay, no memory is added); one that is adapted or
-        replaced later is computed by itself again. Call it after casting and moving the model, and not between making
-        an optimizer and its last step.
-        """
-        for part in self.modules():
-            if isinstance(part, Attention | FeedForward):
-                part.join_projections()
 
     @property
     def max_positions(self) -> int:
@@ -167,6 +163,7 @@ class CausalLM(nn.Module):
             soft_cap=self.config.final_soft_cap,
             rows=getattr(owner, "token_ids", None),
             row_weights=getattr(owner, "token_rows", None),
+            compact=self.packed_head,
         )
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:

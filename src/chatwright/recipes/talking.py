@@ -13,6 +13,7 @@ from chatwright.inference.responder import make_engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
 from chatwright.models.foreign import ForeignLM
+from chatwright.models.generation_weights import prepare_for_generation
 from chatwright.models.transformer import CausalLM
 from chatwright.recipes.model import load_weights
 from chatwright.recipes.template_record import serving_template
@@ -38,7 +39,7 @@ def talk_to(
     template = serving_template(resolved.text_folder)
     model = load_weights(resolved, torch.float32, runtime.device).to(compute_dtype("auto", runtime.device))
     if isinstance(model, CausalLM):
-        model.join_projections()
+        prepare_for_generation(model)
     return session_for(cast(CausalLM | ForeignLM, model), template, settings, system=system)
 
 

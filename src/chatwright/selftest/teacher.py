@@ -16,6 +16,27 @@ from chatwright.layouts import SegmentLayout
 from chatwright.models.kv_cache import KVCache
 
 
+class NotingCache(KVCache):
+    """A cache that knows which tokens its rows hold."""
+
+    def __init__(self, config: Any, num_rows: int, capacity: int, *where: Any) -> None:
+        super().__init__(config, num_rows, capacity, *where)
+        self.ids: list[list[int]] = [[] for _ in range(num_rows)]
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """As ever, ids too."""
+        super().copy_prefix(source, target, length)
+        self.ids[target] = self.ids[source][:length]
+
+    def resized(self, num_rows: int, capacity: int, rows: Sequence[int]) -> NotingCache:
+        """As ever, ids too."""
+        other = super().resized(num_rows, capacity, rows)
+        assert isinstance(other, NotingCache)
+        for target, source in enumerate(rows):
+            other.ids[target] = list(self.ids[source])
+        return other
+
+
 class Teacher(nn.Module):
     """Stands before a model in an engine.
 
@@ -33,7 +54,6 @@ class Teacher(nn.Module):
         self.config: Any = model.config
         self.sequences = [list(ids) for ids in sequences]
         self.seen: dict[tuple[int, int], torch.Tensor] = {}
-        self.held: dict[int, list[int]] = {}
         self.now: list[list[int]] = []
 
     def forward(
@@ -45,12 +65,11 @@ class Teacher(nn.Module):
         cache_rows: Sequence[int] | None = None,
     ) -> Any:
         """As the model's, writing down what each cache row now holds."""
-        assert cache is not None and cache_rows is not None, "the engine runs with a cache"
+        assert isinstance(cache, NotingCache) and cache_rows is not None, "the engine runs with this model's cache"
         self.now = []
         for slot, new in zip(cache_rows, input_ids.split(list(layout.lengths_q)), strict=True):
-            before = self.held[slot] if cache.lengths[slot] else []
-            self.held[slot] = [*before, *new.tolist()]
-            self.now.append(self.held[slot])
+            cache.ids[slot] = [*cache.ids[slot][: cache.lengths[slot]], *new.tolist()]
+            self.now.append(cache.ids[slot])
         return self.model(input_ids, position_ids, layout, cache=cache, cache_rows=cache_rows)
 
     @property
@@ -63,8 +82,9 @@ class Teacher(nn.Module):
         return int(self.model.cache_token_bytes())  # type: ignore[operator]
 
     def new_cache(self, num_rows: int, capacity: int) -> Any:
-        """The model's."""
-        return self.model.new_cache(num_rows, capacity)  # type: ignore[operator]
+        """One like the model's, that also notes ids."""
+        cache: KVCache = self.model.new_cache(num_rows, capacity)  # type: ignore[operator]
+        return NotingCache(self.config, num_rows, capacity, cache.keys.dtype, cache.keys.device)
 
     def output_head(self) -> TeacherHead:
         """The head's stand-in."""
