@@ -15,9 +15,8 @@ from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import ConfigError, UserError
 from chatwright.evals.records import Key, Record
 from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
-from chatwright.evals.selection import Selected
+from chatwright.evals.selection import Executor, Selected
 from chatwright.preparation.crew import Crew
-from chatwright.tasks.humaneval import Executor
 from chatwright.tasks.task import NoOptions
 
 QUIET = Session(show_progress=False)

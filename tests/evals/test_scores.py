@@ -15,6 +15,8 @@ from chatwright.evals.scores import chatcore, chatcore_difference, scores_of
 from chatwright.evals.selection import CHATCORE
 from chatwright.evals.statistics import mean_interval, pass_at_k, ratio, wilson
 
+TOO_LONG = "longer than the context of 9 tokens"
+
 
 def result(
     scores: Sequence[Sequence[float]],
@@ -36,7 +38,7 @@ def result(
 def losses(numbers: Sequence[tuple[float, float] | None], subject: str = "m") -> TaskResult:
     """(nats, tokens) of each conversation; a token is two bytes; None for one that wasn't measured."""
     details: list[Mapping[str, object]] = [
-        {"unanswered": "longer than the context of 9 tokens"}
+        {"unanswered": TOO_LONG}
         if pair is None
         else {"nats": pair[0], "weight": pair[1], "text_bits": pair[0] / np.log(2), "bytes": 2 * pair[1]}
         for pair in numbers
@@ -73,7 +75,9 @@ def test_losses_weigh_by_tokens_and_bits_by_bytes() -> None:
     pairs = [(10.0, 4.0), (30.0, 20.0), (3.0, 3.0)]
     loss, bits = scores_of(losses([*pairs, None]))
     assert (loss.metric, bits.metric) == ("loss", "bits per byte")
-    assert loss.estimate == ratio([10, 30, 3], [4, 20, 3]) and loss.unanswered == 1
+    assert loss.estimate == ratio([10, 30, 3], [4, 20, 3]) and loss.unanswered == {
+        3: "longer than the context of 9 tokens"
+    }
     assert bits.estimate.value == pytest.approx(43 / np.log(2) / 54)
 
 
@@ -134,6 +138,11 @@ def test_the_table_marks_differences_that_are_no_chance() -> None:
     assert row[5].startswith("42.0 [") and "\n+2.0 [" in row[5] and "*" not in row[5]
     assert row[6].endswith("] *") and "\n+30.0 [" in row[6]
     assert any("base" in note and "*" in note for note in footnotes(board))
+    assert table_columns(make_scoreboard([[result([[1.0]], "runs/a")], [result([[1.0]], "runs/b/")]]))[-2:] == (
+        "a",
+        "b",
+    )
+    assert table_columns(make_scoreboard([[result([[1.0]], "x/a")], [result([[1.0]], "y/a")]]))[-2:] == ("x/a", "y/a")
     alone = make_scoreboard([[first]])
     assert not any("*" in note for note in footnotes(alone))
 
@@ -170,8 +179,10 @@ def test_what_got_no_reply_is_told() -> None:
     one = TaskResult("m", "sums", "test", "replies", "sums", tuple(records))
     board = make_scoreboard([[one, losses([(1.0, 1.0), None])]])
     assert board.rows[0].cells[0].estimate.value == 0.75
-    assert "sums: 1 problem without a reply of m, counted as wrong" in footnotes(board)
-    assert "held-out: x: 1 problem without a reply of m, left out" in footnotes(board)
+    assert "sums: 1 problem without a reply of m, counted as wrong: too long" in footnotes(board)
+    assert "held-out: x: 1 problem without a reply of m, left out: longer than the context of 9 tokens" in footnotes(
+        board
+    )
     assert [row.problems for row in board.rows] == [4, 2, 2]
 
 

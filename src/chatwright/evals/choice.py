@@ -1,8 +1,8 @@
 """Multiple choice by the letters' log-probabilities where the reply begins, as training taught the model to answer.
 
-A letter must be one token there: the reply that training would render from it is looked at, never a token that only
-looks like it. What a template writes between the generation prompt and a reply's text (an empty thinking block) is
-given to the model, as it was in training.
+The replies that training would render from the letters are looked at, never tokens that only look like them. They must
+differ in exactly one token: that is where the model chooses. What they all begin with (the space that a SentencePiece
+template writes, an empty thinking block) is given to the model, which doesn't change which letter is the likeliest.
 """
 
 from __future__ import annotations
@@ -55,48 +55,47 @@ class LetterTokens:
     """Finds a question's prompt and its letters' ids under a template."""
 
     template: Template
-    _known: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[str, ...], tuple[list[int], list[int]]] = field(default_factory=dict, repr=False)
 
     def of(self, conversation: Conversation, letters: Sequence[str]) -> Asked:
-        """The prompt up to the letter, and the letters' ids.
+        """The prompt up to where the letter stands, and the letters' ids.
 
         Args:
             conversation: up to where the model is to speak.
 
         Raises:
-            UserError: a letter isn't one token there, or two of them begin in different ways.
+            UserError: the letters aren't told apart by one token.
         """
-        found = [self._token(conversation, letter) for letter in letters]
-        openings = {opening for opening, _ in found}
-        if len(openings) != 1:
-            raise _unusable(letters[0], self.template, "the template begins the reply in another way for each letter")
-        return Asked([*self.template.render_prompt(conversation), *openings.pop()], [token for _, token in found])
-
-    def _token(self, conversation: Conversation, letter: str) -> tuple[tuple[int, ...], int]:
-        """What stands between the generation prompt and the letter, and the letter's id; the same in any question."""
-        if letter not in self._known:
-            self._known[letter] = self._rendered(conversation, letter)
-        return self._known[letter]
-
-    def _rendered(self, conversation: Conversation, letter: str) -> tuple[tuple[int, ...], int]:
         prompt = self.template.render_prompt(conversation)
+        wanted = tuple(letters)
+        if wanted not in self._known:  # how a reply begins doesn't depend on the question
+            self._known[wanted] = self._compare([self._reply(conversation, prompt, each) for each in wanted], wanted)
+        opening, ids = self._known[wanted]
+        return Asked([*prompt, *opening], ids)
+
+    def _reply(self, conversation: Conversation, prompt: list[int], letter: str) -> list[int]:
+        """The ids that training makes of a letter behind the prompt."""
         whole = replace(conversation, messages=(*conversation.messages, Message.of("assistant", letter)))
-        example = self.template.render(whole)[-1]
-        place = len(conversation.messages)
-        spans = [span for span in example.spans if span.message == place and span.part >= 0]
-        ids = example.ids.tolist()
-        if len(spans) != 1 or ids[: len(prompt)] != prompt or spans[0].start < len(prompt):
-            raise _unusable(letter, self.template, "training shows it another prompt than serving")
-        start, end = spans[0].start, spans[0].end
-        if end - start != 1:
-            pieces = " ".join(repr(self.template.tokenizer.token_text(token)) for token in ids[start:end])
-            raise _unusable(letter, self.template, f"it is {end - start} tokens there: {pieces}")
-        return tuple(ids[len(prompt) : start]), ids[start]
+        ids: list[int] = self.template.render(whole)[-1].ids.tolist()
+        if ids[: len(prompt)] != prompt:
+            raise self._unusable("the reply is trained behind another prompt than it is served behind")
+        return ids[len(prompt) :]
 
+    def _compare(self, replies: Sequence[list[int]], letters: tuple[str, ...]) -> tuple[list[int], list[int]]:
+        """What all replies begin with, and the token of each behind it."""
+        for letter, ids in zip(letters, replies, strict=True):
+            if len(ids) != len(replies[0]):
+                shown = " ".join(repr(self.template.tokenizer.token_text(token)) for token in ids)
+                raise self._unusable(f"{letter!r} takes other many tokens than {letters[0]!r}: {shown}")
+        places = [place for place, column in enumerate(zip(*replies, strict=True)) if len(set(column)) > 1]
+        found = [ids[places[0]] for ids in replies] if len(places) == 1 else []
+        if len(set(found)) != len(letters):
+            raise self._unusable(f"the letters {', '.join(letters)} are not one token each")
+        return replies[0][: places[0]], found
 
-def _unusable(letter: str, template: Template, reason: str) -> UserError:
-    return UserError(
-        f"the letter {letter!r} can't be chosen by one token as the reply's first: {reason}",
-        place=f"template {template.settings.format} (identity {template.identity[:12]})",
-        hint="let the model write its answer, and read the letter from it: --choice-by text",
-    )
+    def _unusable(self, reason: str) -> UserError:
+        return UserError(
+            f"letters can't be chosen by their log-probability: {reason}",
+            place=f"template {self.template.settings.format} (identity {self.template.identity[:12]})",
+            hint="let the model write its answer, and read the letter from it: --choice-by text",
+        )

@@ -22,13 +22,14 @@ class Cell:
     Args:
         difference: to the first subject; None for that one.
         contaminated: training rows that hold items of this test set; None where nobody compared them.
-        unanswered: problems without a reply.
+        unanswered: problems without a reply. reasons: why, each once.
     """
 
     estimate: Estimate
     difference: Difference | None = None
     contaminated: int | None = None
     unanswered: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Scoreboard:
         told = {"task": row.label, "split": row.split, "metric": row.metric, "problems": row.problems}
         scores = []
         for name, cell in zip(self.subjects, row.cells, strict=True):
-            value = {"model": name, **cell.estimate._asdict(), "unanswered": cell.unanswered}
-            value["contaminated_rows"] = cell.contaminated
+            value = {"model": name, **cell.estimate._asdict()}
+            value |= {"unanswered": cell.unanswered, "contaminated_rows": cell.contaminated}
             if cell.difference is not None:
                 value["difference"] = {"to": self.subjects[0], **cell.difference._asdict()}
             scores.append(value)
@@ -99,13 +100,14 @@ def make_scoreboard(
 
 
 def _left_out(score: Score) -> int:
-    return 0 if score.is_share else score.unanswered
+    return 0 if score.is_share else len(score.unanswered)
 
 
 def _cell(scores: Sequence[Score], place: int, result: TaskResult, marks: Mapping[str, int]) -> Cell:
     difference = scores[place].minus(scores[0]) if place else None
     met = marks.get(result.evaluation) if result.split == COMPARED_SPLIT else None
-    return Cell(scores[place].estimate, difference, met, scores[place].unanswered)
+    missing = scores[place].unanswered
+    return Cell(scores[place].estimate, difference, met, len(missing), tuple(sorted(set(missing.values()))))
 
 
 def _core_row(
@@ -129,8 +131,9 @@ def _core_row(
 
 
 def table_columns(board: Scoreboard) -> tuple[str, ...]:
-    """The headings."""
-    return ("task", "measure", "problems", "chance", *board.subjects)
+    """The headings; of a model's path the last part, where it tells the models apart."""
+    last = [name.rstrip("/").rpartition("/")[2] for name in board.subjects]
+    return ("task", "measure", "problems", "chance", *(last if len(set(last)) == len(last) else board.subjects))
 
 
 def table_rows(board: Scoreboard) -> list[tuple[Any, ...]]:
@@ -178,7 +181,7 @@ def footnotes(board: Scoreboard) -> list[str]:
             if cell.unanswered:
                 counted = "counted as wrong" if row.is_share else "left out"
                 without = _counted(cell.unanswered, "problem")
-                notes.append(f"{row.label}: {without} without a reply of {name}, {counted}")
+                notes.append(f"{row.label}: {without} without a reply of {name}, {counted}: {', '.join(cell.reasons)}")
     return list(dict.fromkeys(notes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chatwright.evals.records import Record
 from chatwright.evals.run import TaskResult
@@ -36,7 +36,7 @@ class Score:
         estimate: the value with its 95 % interval.
         amounts, units: of each problem, by its number; the value is Σ amounts / Σ units.
         is_share: between 0 and 1, and higher is better; else nats or bits, and lower is better.
-        unanswered: problems that got no reply. Of shares they count as wrong; losses leave them out.
+        unanswered: problems that got no reply, and why. Of shares they count as wrong; losses leave them out.
     """
 
     metric: str
@@ -44,7 +44,7 @@ class Score:
     amounts: Mapping[int, float]
     units: Mapping[int, float]
     is_share: bool = True
-    unanswered: int = 0
+    unanswered: Mapping[int, str] = field(default_factory=dict)
 
     def minus(self, first: Score) -> Difference:
         """How much this is above another subject's score of the same metric, over the problems both have seen."""
@@ -63,7 +63,7 @@ def scores_of(result: TaskResult) -> list[Score]:
     by_problem: dict[int, list[float]] = defaultdict(list)
     for record in result.records:
         by_problem[record.key.problem].append(record.score or 0.0)
-    unanswered = len({record.key.problem for record in result.records if "unanswered" in record.details})
+    unanswered = _unanswered(result.records)
     binary = all(score in (0.0, 1.0) for scores in by_problem.values() for score in scores)
     if result.samples == 1 or not binary:
         means = {problem: sum(scores) / len(scores) for problem, scores in by_problem.items()}
@@ -75,7 +75,12 @@ def scores_of(result: TaskResult) -> list[Score]:
     return [_share(f"pass@{k}", found, unanswered) for k, found in chances.items()]
 
 
-def _share(metric: str, amounts: Mapping[int, float], unanswered: int) -> Score:
+def _unanswered(records: Sequence[Record]) -> dict[int, str]:
+    told = {each.key.problem: each.details.get("unanswered") for each in records}
+    return {problem: reason for problem, reason in told.items() if reason is not None}
+
+
+def _share(metric: str, amounts: Mapping[int, float], unanswered: Mapping[int, str]) -> Score:
     values = list(amounts.values())
     value = sum(values) / len(values)
     whole = all(each in (0.0, 1.0) for each in values)
@@ -85,8 +90,8 @@ def _share(metric: str, amounts: Mapping[int, float], unanswered: int) -> Score:
 
 def _losses(records: Sequence[Record]) -> list[Score]:
     """Nats a supervised token, and bits a byte of supervised text; see `heldout`."""
-    there = {each.key.problem: each.details for each in records if "unanswered" not in each.details}
-    missing = len(records) - len(there)
+    missing = _unanswered(records)
+    there = {each.key.problem: each.details for each in records if each.key.problem not in missing}
     scores = []
     for metric, amount, unit in ((LOSS, "nats", "weight"), (BITS_PER_BYTE, "text_bits", "bytes")):
         amounts = {problem: float(told[amount]) for problem, told in there.items()}

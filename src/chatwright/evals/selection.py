@@ -11,7 +11,6 @@ from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError, UserError
 from chatwright.inspection.evaluation_texts import SUBSETS
 from chatwright.tasks.data_task import TrainingTask
-from chatwright.tasks.humaneval import Executor
 from chatwright.tasks.registry import TASKS, make_task
 from chatwright.tasks.task import Task
 
@@ -25,6 +24,8 @@ CHATCORE = {
 }
 """The tasks of nanochat's ChatCORE, and the accuracy that it takes for guessing at each (scripts/chat_eval.py)."""
 ALL = "all"
+Executor = Callable[[str], bool]
+"""Runs a whole program away from this process: True if it ended in time and without an error."""
 
 
 @runtime_checkable

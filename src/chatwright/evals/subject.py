@@ -34,8 +34,10 @@ class Subject(Protocol):
     Conversations given to it end where it is to speak: the reference reply isn't in them.
     """
 
-    name: str
-    """As the user typed it."""
+    @property
+    def name(self) -> str:
+        """As the user typed it."""
+        ...
 
     def identity(self) -> str:
         """What the results depend on: the weights' hash, or URL and model; the template's identity.

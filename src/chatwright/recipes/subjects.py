@@ -1,0 +1,133 @@
+"""What an evaluation measures, by name: a model as its subject, and held-out conversations."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatwright.checkpoints.contamination import contamination_of
+from chatwright.checkpoints.imports import ResolvedModel, resolve_model
+from chatwright.checkpoints.lineage import model_hash
+from chatwright.checkpoints.manifest import hash_file
+from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.schema import Conversation
+from chatwright.errors import DataError
+from chatwright.evals.endpoint import ChoiceBy
+from chatwright.evals.heldout import HeldoutSet
+from chatwright.evals.local import LocalSubject
+from chatwright.evals.records import file_name
+from chatwright.preparation.crew import Crew
+from chatwright.preparation.rows import RowReader
+from chatwright.recipes.data import build_data
+from chatwright.recipes.rendering import plan_entries, read_entry
+from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
+from chatwright.recipes.talking import talk_to
+from chatwright.settings import build
+from chatwright.templates.base import TrainOn
+
+TASK_PREFIX = "task:"
+EVALS = "evals"
+"""The folder of results: in the run folder of a model trained here, else in the working folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A subject, with what is known of where it came from.
+
+    Args:
+        folder: where its results belong if the user names no folder.
+        contamination: evaluation → rows trained on that hold items of it.
+    """
+
+    subject: LocalSubject
+    folder: Path
+    contamination: dict[str, int]
+
+
+def open_subject(
+    name: str, *, device: str = "auto", batch_rows: int | None = None, choice_by: ChoiceBy = "logprobs"
+) -> Opened:
+    """Load a model to measure it.
+
+    Args:
+        name: anything `resolve_model` finds.
+        batch_rows: replies generated at once, at most; the engine's own bound where not given.
+
+    Raises:
+        ModelError, TemplateError, CheckpointError: it can't be found, loaded, or served as it was trained.
+    """
+    resolved = resolve_model(name)
+    responder = talk_to(name, device=device).responder
+    if batch_rows is not None:
+        responder.engine.max_rows = batch_rows
+    dtype = str(next(responder.engine.model.parameters()).dtype).removeprefix("torch.")
+    subject = LocalSubject(name, responder, f"{_weights_hash(resolved)[:16]} {dtype}", choice_by=choice_by)
+    trained = resolved.checkpoint or resolved.adapter or resolved.folder
+    return Opened(subject, results_folder(name, resolved), contamination_of(trained))
+
+
+def results_folder(name: str, resolved: ResolvedModel | None) -> Path:
+    """`runs/demo/evals/step-000100` for a checkpoint, else `evals/<name>` in the working folder.
+
+    Args:
+        resolved: None for a model on a server.
+    """
+    if resolved is not None and resolved.checkpoint is not None:
+        return resolved.checkpoint.parent / EVALS / resolved.checkpoint.name
+    return Path(EVALS) / file_name(name)
+
+
+def _weights_hash(resolved: ResolvedModel) -> str:
+    """The identity of the weights, an adapter's included."""
+    found = model_hash(resolved.folder)
+    if resolved.adapter is None:
+        return found
+    files = sorted([*resolved.adapter.glob("adapter_*.safetensors"), *resolved.adapter.glob("adapter_config.json")])
+    return hashlib.sha256("\n".join([found, *map(hash_file, files)]).encode()).hexdigest()
+
+
+def heldout_set(name: str, crew: Crew | None = None) -> HeldoutSet:
+    """The held-out conversations that a name stands for.
+
+    Args:
+        name: a recipe or run folder (what it holds out), `task:NAME` (its test split), or data: a file, folder, glob,
+            address or `hub:` name, all of whose rows are taken.
+        crew: the ranks that ask together.
+
+    Raises:
+        DataError: there is no such data, a bad row, or the recipe holds nothing out. ConfigError: a bad recipe.
+    """
+    if _is_recipe(name):
+        settings = load_recipe(name)
+        return _held_out(Path(name).name, settings, crew or Crew())
+    if name.startswith(TASK_PREFIX):
+        chosen = {"task": name.removeprefix(TASK_PREFIX), "split": "test"}
+    else:
+        chosen = {"path": name}
+    entry = build(DataSettings, chosen, name)
+    conversations, _ = read_entry(entry, seed=0)
+    return HeldoutSet(Path(name).name, tuple(conversations), (None,) * len(conversations))
+
+
+def _is_recipe(name: str) -> bool:
+    return (Path(name) / "recipe.yaml").is_file() or name in shipped_recipes() or name.endswith((".yaml", ".yml"))
+
+
+def _held_out(name: str, settings: RunSettings, crew: Crew) -> HeldoutSet:
+    """The rows that a recipe holds out, as it reads them: a share of its data, or data of their own."""
+    if not settings.heldout.share and not settings.heldout.data:
+        hint = "set heldout.share or heldout.data in it, or give the data itself"
+        raise DataError("the recipe holds nothing out", source=name, hint=hint)
+    keys: set[tuple[str, int]] | None = None
+    if settings.heldout.share:
+        store = build_data(settings, crew=crew).heldout
+        keys = {(key.source, key.row) for key in store.keys}
+    found: list[tuple[Conversation, TrainOn]] = []
+    for entry in plan_entries(settings):
+        if keys is None and not entry.work.heldout:
+            continue
+        for conversation in RowReader(entry.work, settings.train.seed).read(entry.read()):
+            if keys is None or (conversation.source, conversation.row) in keys:
+                found.append((conversation, entry.work.train_on))
+    return HeldoutSet(name, tuple(each for each, _ in found), tuple(policy for _, policy in found))
