@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from chatwright import __version__
+from chatwright.cli.eval_options import eval_
 from chatwright.errors import UserError
 
 app = typer.Typer(
@@ -226,6 +227,9 @@ def compare(
     from chatwright.cli.compare import Request, run_compare
 
     run_compare(Request(models, prompts, max_new_tokens, device, html, as_json))
+
+
+app.command("eval")(eval_)
 
 
 @app.command()
