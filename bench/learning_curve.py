@@ -23,6 +23,7 @@ from rich.table import Table
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.build import build_trainer
 from chatwright.recipes.data import RunData, build_data
+from chatwright.recipes.evaluation_settings import EvaluationSettings
 from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.run_settings import load_recipe
 from chatwright.recipes.talking import session_for
@@ -71,10 +72,6 @@ class Curve(Hook):
             self._measure(record.step, self.steps)
         self._lap = time.perf_counter()
 
-    def on_evaluation(self, *_: Any) -> None:
-        """What the recipe itself measures is no training either."""
-        self._lap = time.perf_counter()
-
     def _measure(self, step: int, num_steps: int) -> None:
         self.steps = num_steps
         replies: Replies = self.measure()
@@ -118,7 +115,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train once and measure on the way."""
     settings = load_recipe(options.recipe, options.set or [])
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings.model_copy(update={"out": f"{folder}/run"})
+        # Guards and the curve measure all there is; what the recipe itself measures would only take time.
+        settings = settings.model_copy(update={"out": f"{folder}/run", "eval": EvaluationSettings(at=())})
         runtime = start_runtime(settings.train.device, options.threads or settings.train.threads)
         data = build_data(settings)
         assert isinstance(data, RunData), "a streamed recipe has no end to measure at"
@@ -138,7 +136,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return {
             "bench": "learning_curve",
             "recipe": options.recipe,
-            "settings": dump_yaml(settings, only_changed=True),
+            "settings": dump_yaml(
+                settings.model_copy(update={"out": "", "eval": EvaluationSettings()}), only_changed=True
+            ),
             "task": options.task,
             "problems": len(problems),
             "points": curve.points,

@@ -128,12 +128,36 @@ def test_the_page_loads_nothing_and_shows_every_answer(compare: Command, tmp_pat
     assert "chatwright compare --html" in page and "chatwright report" not in page
 
 
+def test_tasks_are_scored_with_intervals_and_the_change_to_the_first_model(compare: Command, tmp_path: Path) -> None:
+    measured = ("--prompts", "prompts.txt", "--tasks", "letter_counting,spelling", "--limit", "3")
+    _, out, _ = compare("one", "two", *measured, "--json")
+    rows = json.loads(out)["scores"]
+    assert [(row["task"], row["problems"]) for row in rows] == [("letter_counting", 3), ("spelling", 3)]
+    for row in rows:
+        before, after = row["scores"]
+        assert (before["model"], after["model"]) == ("one", "two")
+        assert before["low"] <= before["value"] <= before["high"] and before["high"] > before["low"]
+        assert "difference" not in before and after["difference"]["to"] == "one"
+    _, out, err = compare("one", "two", *measured)
+    assert "letter_counting" in out and "its difference to one" in err
+    compare("one", "two", *measured, "--html", "page.html")
+    assert "letter_counting" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_without_tasks_there_are_no_scores(compare: Command, tmp_path: Path) -> None:
+    _, out, _ = compare("one", "--prompts", "prompts.txt", "--json")
+    assert json.loads(out)["scores"] == []
+    compare("one", "--prompts", "prompts.txt", "--html", "page.html")
+    assert 'id="scores"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("one", "two", "--json", "--html", "page.html"), "exclude each other"),
         (("one", "--prompts", "absent.txt"), "no such file"),
         (("one", "absent"), "no such model"),
+        (("one", "--tasks", "letter_count"), "letter_counting"),
         (("one", "--html", "no/folder/page.html"), "No such file"),
     ],
 )

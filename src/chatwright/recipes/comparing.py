@@ -13,10 +13,11 @@ from chatwright.evals.local import LocalSubject
 from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
 from chatwright.evals.scoreboard import Scoreboard, make_scoreboard
 from chatwright.evals.selection import Selected
+from chatwright.inference.batch import Batch
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.engine import Engine
+from chatwright.inference.requests import Request, StreamedToken
 from chatwright.inference.sampling import SamplingSettings
-from chatwright.inference.waves import StreamedToken
 from chatwright.recipes.probes import Answer, Probe, marks
 from chatwright.recipes.talking import talk_to
 from chatwright.recipes.template_record import stored_template_settings
@@ -123,15 +124,38 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def stream(self, prompts: Sequence[Sequence[int]], *settings: Any, **more: Any) -> Iterator[StreamedToken]:
-        for token in self.engine.stream(prompts, *settings, **more):
-            self.drawn.setdefault(tuple(prompts[token.row]), []).append(token.token_id)
-            yield token
+    def open(self) -> _WatchedBatch:
+        """A batch whose tokens are remembered."""
+        return _WatchedBatch(self.engine.open(), self.drawn)
 
     def drawn_after(self, prompt: Sequence[int]) -> list[int]:
         """The tokens of every round of the reply to `prompt`; later rounds begin with it."""
         start = tuple(prompt)
         return [index for asked, ids in self.drawn.items() if asked[: len(start)] == start for index in ids]
+
+
+class _WatchedBatch:
+    """A batch that writes down the tokens of each prompt."""
+
+    def __init__(self, batch: Batch, drawn: dict[tuple[int, ...], list[int]]) -> None:
+        self.batch, self.drawn = batch, drawn
+        self.prompts: dict[int, tuple[int, ...]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batch, name)
+
+    def submit(self, request: Request) -> int:
+        """As the batch does."""
+        number = self.batch.submit(request)
+        self.prompts[number] = tuple(request.prompt)
+        return number
+
+    def step(self) -> list[StreamedToken]:
+        """As the batch does."""
+        tokens = list(self.batch.step())
+        for token in tokens:
+            self.drawn.setdefault(self.prompts[token.row], []).append(token.token_id)
+        return tokens
 
 
 def _continuations(session: ChatSession, probes: Sequence[Probe]) -> list[Answer]:
