@@ -10,9 +10,10 @@ from chatwright.evals.run import TaskResult
 from chatwright.evals.scores import Score, chatcore, chatcore_difference, scores_of
 from chatwright.evals.selection import CHATCORE
 from chatwright.evals.statistics import Difference, Estimate
+from chatwright.inspection.evaluation_texts import compared_split
 
-COMPARED_SPLIT = "test"
-"""The split that training rows are compared with."""
+USUAL_SPLIT = "test"
+"""The split that a table needn't name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _left_out(score: Score) -> int:
 
 def _cell(scores: Sequence[Score], place: int, result: TaskResult, marks: Mapping[str, int]) -> Cell:
     difference = scores[place].minus(scores[0]) if place else None
-    met = marks.get(result.evaluation) if result.split == COMPARED_SPLIT else None
+    met = marks.get(result.evaluation) if result.split == compared_split(result.evaluation) else None
     missing = scores[place].unanswered
     return Cell(scores[place].estimate, difference, met, len(missing), tuple(sorted(set(missing.values()))))
 
@@ -124,7 +125,7 @@ def _core_row(
         met = [marks[place][each] for each in ours if each in marks[place]]
         cells.append(Cell(estimate, difference, sum(met) if met else None))
     problems = sum(len(scores[0][label].amounts) for label in CHATCORE)
-    yield Row("ChatCORE", COMPARED_SPLIT, "mean centred accuracy", problems, 1, 0.0, True, tuple(cells))
+    yield Row("ChatCORE", USUAL_SPLIT, "mean centred accuracy", problems, 1, 0.0, True, tuple(cells))
 
 
 # For people
@@ -140,7 +141,7 @@ def table_rows(board: Scoreboard) -> list[tuple[Any, ...]]:
     """A cell a column; the difference to the first subject stands below each score."""
     return [
         (
-            row.label if row.split in (COMPARED_SPLIT, "") else f"{row.label} ({row.split})",
+            row.label if row.split in (USUAL_SPLIT, "") else f"{row.label} ({row.split})",
             row.metric,
             row.problems,
             f"{row.chance:.0%}" if row.chance else None,

@@ -20,7 +20,8 @@ from chatwright.tasks.task import Task
 
 TextField = Literal["question", "choices", "answer"]
 
-SPLIT = "test"
+SPLITS = ("test", "validation")
+"""What tasks are graded on, by preference; see `compared_split`."""
 SUBSETS = {"arc": ("ARC-Easy", "ARC-Challenge")}
 """Tasks whose subsets are evaluations of their own; `arc` means both, `arc:ARC-Easy` one."""
 NOT_HERE = "the data isn't here; set CHATWRIGHT_DATA, or name it under contamination.evaluations to fetch it"
@@ -105,17 +106,18 @@ def collect_evaluations(names: Sequence[str] | None = None) -> Evaluations:
     for name, options in _expand(sorted(_evaluations()) if names is None else names):
         try:
             task = make_task(name.partition(":")[0], **options)
-            if names is None and task.fingerprint(SPLIT) is None:
+            split = compared_split(name) or SPLITS[0]
+            if names is None and task.fingerprint(split) is None:
                 unchecked[name] = NOT_HERE
                 continue
-            conversations = task.conversations(SPLIT)
+            conversations = task.conversations(split)
         except UserError as error:
             if names is not None:
                 raise
             unchecked[name] = error.message
             continue
         items[name] = len(conversations)
-        texts += evaluation_texts(name, SPLIT, conversations)
+        texts += evaluation_texts(name, split, conversations)
     return Evaluations(tuple(texts), items, unchecked)
 
 
@@ -128,7 +130,16 @@ def evaluation_name(task: Task) -> str:
 
 
 def _evaluations() -> list[str]:
-    return [name for name, task in TASKS.items() if SPLIT in task.splits and name not in NO_EVALUATIONS]
+    return [name for name in TASKS if compared_split(name) is not None and name not in NO_EVALUATIONS]
+
+
+def compared_split(name: str) -> str | None:
+    """The split of an evaluation that rows are compared with, the one that it is graded on; None for no evaluation.
+
+    `test`, or `validation` where no test split is out (BoolQ, PIQA).
+    """
+    splits = TASKS[name.partition(":")[0]].splits if name.partition(":")[0] in TASKS else ()
+    return next((split for split in SPLITS if split in splits), None)
 
 
 def _expand(names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

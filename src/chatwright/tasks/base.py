@@ -37,7 +37,7 @@ class BaseTask(ABC, Generic[Options]):
         """The conversations of a request that is known to be possible."""
 
     @abstractmethod
-    def grade(self, conversation: Conversation, reply: Message) -> bool:
+    def grade(self, conversation: Conversation, reply: Message) -> bool | float:
         """See `Task`."""
 
     @abstractmethod

@@ -9,13 +9,18 @@ from chatwright.errors import ConfigError
 from chatwright.settings import build
 from chatwright.tasks.arc import Arc
 from chatwright.tasks.arithmetic import Arithmetic
+from chatwright.tasks.boolq import BoolQ
 from chatwright.tasks.custom_json import CustomJson
 from chatwright.tasks.general import General
 from chatwright.tasks.gsm8k import Gsm8k
 from chatwright.tasks.humaneval import HumanEval
+from chatwright.tasks.ifeval import Ifeval
+from chatwright.tasks.instructions import Instructions
 from chatwright.tasks.letter_counting import LetterCounting
+from chatwright.tasks.mbpp import Mbpp
 from chatwright.tasks.mmlu import Mmlu
 from chatwright.tasks.persona import Persona
+from chatwright.tasks.piqa import Piqa
 from chatwright.tasks.simple_spelling import SimpleSpelling
 from chatwright.tasks.smoltalk import SmolTalk
 from chatwright.tasks.spelling import Spelling
@@ -23,8 +28,8 @@ from chatwright.tasks.spelling_bee import SpellingBee
 from chatwright.tasks.task import Task
 
 _ALL: tuple[type[Task], ...] = (
-    *(Arithmetic, General, LetterCounting, Persona, SimpleSpelling, Spelling, SpellingBee),
-    *(Arc, CustomJson, Gsm8k, HumanEval, Mmlu, SmolTalk),
+    *(Arithmetic, General, Instructions, LetterCounting, Persona, SimpleSpelling, Spelling, SpellingBee),
+    *(Arc, BoolQ, CustomJson, Gsm8k, HumanEval, Ifeval, Mbpp, Mmlu, Piqa, SmolTalk),
 )
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
 """Those that make their problems, then those over a data set."""

@@ -54,8 +54,8 @@ class Task(Protocol):
         """
         ...
 
-    def grade(self, conversation: Conversation, reply: Message) -> bool:
-        """Whether `reply` is a right last message for `conversation`, judged by the text the user sees.
+    def grade(self, conversation: Conversation, reply: Message) -> bool | float:
+        """Whether `reply` is a right last message for `conversation`, or how far (0 to 1), by the text the user sees.
 
         Raises:
             UserError: when the task can't judge: it has no right answers, or code to run and no executor.
