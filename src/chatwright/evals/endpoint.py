@@ -160,9 +160,8 @@ class EndpointSubject:
             body["top_k"] = settings.top_k
         if settings.repetition_penalty != 1.0:
             body["repetition_penalty"] = settings.repetition_penalty
-        stop = getattr(settings, "stop", ())
-        if stop:
-            body["stop"] = list(stop)
+        if settings.stop:
+            body["stop"] = list(settings.stop)
         if conversation.variables:
             body["chat_template_kwargs"] = dict(conversation.variables)
         return body

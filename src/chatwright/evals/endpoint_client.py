@@ -65,7 +65,7 @@ def base_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"{url!r} is no web address", place=place, hint="give one such as http://localhost:8000/v1")
     if parts.username is not None or parts.password is not None:
-        hint = "leave it out, and name an environment variable that holds the key: --api-key-env NAME"
+        hint = "leave it out, and name an environment variable that holds the key: --endpoint-key NAME"
         raise UserError("the address holds a user name or password", place=place, hint=hint)
     if parts.query or parts.fragment:
         raise UserError(f"{url!r} has a query or fragment", place=place, hint="give the address up to /v1 only")
@@ -208,7 +208,7 @@ class EndpointClient:
         place = self.base + route
         if error.code in (401, 403):
             said = "sent no key" if self.key is None else f"the key in ${self.key_name} was not accepted"
-            hint = f"put the server's key into ${self.key_name}, or name another variable: --api-key-env NAME"
+            hint = f"put the server's key into ${self.key_name}, or name another variable: --endpoint-key NAME"
             raise UserError(f"{said} (HTTP {error.code}: {text})", place=place, hint=hint)
         if error.code in (404, 405) and body is not None:
             self._not_found(str(body.get("model")), text, place)
@@ -238,7 +238,7 @@ class EndpointClient:
     def _give_up(self, reason: str, retries: int) -> NoReturn:
         tries = "" if retries == 0 else f" (tried {retries + 1} times)"
         if reason.startswith("HTTP"):
-            hint = "lower --endpoint-concurrency, or go on later: finished examples are kept"
+            hint = "lower --concurrency, or go on later: finished examples are kept"
         else:
             hint = "is the server running, and is this its address? Finished examples are kept"
         raise UserError(f"no answer: {reason}{tries}", place=self.base, hint=hint)
