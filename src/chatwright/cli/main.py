@@ -218,6 +218,10 @@ def compare(
         str | None,
         typer.Option("--prompts", help="A prompt a line, or probes (.yaml); the built-in ones if not given."),
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Measure these too: arc:ARC-Easy,gsm8k; as `eval` takes them.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many problems of each task.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or npu.")] = "auto",
     html: Annotated[str | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
@@ -226,7 +230,7 @@ def compare(
     """Answers of several models side by side, each marked for brevity, format, tool use and keeping to its turn."""
     from chatwright.cli.compare import Request, run_compare
 
-    run_compare(Request(models, prompts, max_new_tokens, device, html, as_json))
+    run_compare(Request(models, prompts, max_new_tokens, device, html, as_json, tasks, limit))
 
 
 app.command("eval")(eval_)
@@ -280,6 +284,17 @@ def selftest(
     from chatwright.cli.selftest import run_selftest
 
     run_selftest(recipe, set_ or [], full, as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def harness(context: typer.Context) -> None:
+    """Run lm-evaluation-harness on a model: its own options, with `--model chatwright`."""
+    from chatwright.cli.harness import run_harness
+
+    run_harness(context.args)
 
 
 @app.command()
