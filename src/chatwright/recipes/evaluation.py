@@ -6,49 +6,127 @@ that failed, and a mistake that one finds ends all of them.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import nn
 
 from chatwright.batches.collate import collate
 from chatwright.batches.packed_batch import PackedBatch
+from chatwright.conversations.schema import Conversation, Message
+from chatwright.errors import UserError
+from chatwright.evals.choice import LetterTokens
+from chatwright.evals.local import LocalSubject
+from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
+from chatwright.evals.selection import Selected
+from chatwright.evals.trials import asked
+from chatwright.inference.responder import Responder, make_engine
+from chatwright.inference.sampling import SamplingSettings
+from chatwright.inference.sandbox import sandbox_executor
+from chatwright.inference.tools import ToolBox
+from chatwright.models.foreign import ForeignLM
+from chatwright.models.generation_weights import generating
+from chatwright.models.transformer import CausalLM
 from chatwright.packing.plan import plan_packs
 from chatwright.preparation.crew import Crew
+from chatwright.recipes.evaluation_settings import EvaluationSettings, EvaluationTask
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.showcase import shown
 from chatwright.recipes.streaming import TrainingData
 from chatwright.runtime import Runtime
-from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS, Evaluation, EvaluationPlan
+from chatwright.templates.base import Template
+from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS, Evaluation, EvaluationPlan, Score
 from chatwright.train.objectives import Objective
 from chatwright.train.step import StepModule
 from chatwright.train.validation import HeldoutSums, heldout_sums
 
 
 def plan_evaluations(
-    settings: RunSettings, data: TrainingData, model: nn.Module, objective: Objective, runtime: Runtime
+    settings: RunSettings,
+    data: TrainingData,
+    model: CausalLM | ForeignLM,
+    objective: Objective,
+    runtime: Runtime,
 ) -> EvaluationPlan | None:
     """What the recipe's `eval` asks for; None where it comes to nothing.
 
+    All that a task needs (its data, letters that are one token each, a sandbox) is looked for here: what is missing
+    must not end a run in its middle.
+
     Args:
-        model: the model in training, measured as it is: its compute weights, nothing joined or copied.
+        model: the model in training, measured as it is, by its compute weights.
+
+    Raises:
+        UserError: a task's data, letters or sandbox can't be had, or a prompt is too long.
     """
-    chosen, has_heldout = settings.eval, settings.has_heldout
-    steps, heldout = chosen.steps(data.num_steps), None
-    if chosen.measures_heldout(has_heldout) and len(data.heldout):
-        packs = heldout_packs(data, settings, runtime)
-        sizes = torch.from_numpy(data.text.template.tokenizer.token_bytes)
-        heldout = HeldoutMeasure(StepModule(model, objective), packs, sizes, runtime)
-    if heldout is None or not steps:
+    chosen, steps = settings.eval, settings.eval.steps(data.num_steps)
+    measures_heldout = chosen.measures_heldout(settings.has_heldout) and len(data.heldout) > 0
+    if not steps or not (measures_heldout or chosen.tasks or chosen.prompts):
         return None
-    metrics, best = chosen.metrics(has_heldout=has_heldout), chosen.chosen_best(has_heldout=has_heldout)
-    assert best is not None
+    metrics, best = (ask(has_heldout=measures_heldout) for ask in (chosen.metrics, chosen.chosen_best))
+    if best is not None and best not in metrics:
+        raise UserError("heldout.share left no row out", place=f"eval.best: {best}", hint="hold out a larger share")
+    crew = Crew.of(runtime)
+    heldout = HeldoutMeasure.of(settings, data, model, objective, runtime) if measures_heldout else None
+    template = data.text.template
+    session = Session(None, False, runtime.rank, runtime.world_size, crew, show_progress=False)
+    tasks = crew.together(lambda: tuple(prepare_task(task, template) for task in chosen.tasks))
+    crew.together(lambda: _require_room(chosen.prompts, model, template))
     return EvaluationPlan(
-        Evaluator(heldout, Crew.of(runtime)),
+        Evaluator(chosen, model, template, session, tasks, heldout),
         steps,
         best,
-        higher_is_better=metrics[best],
+        higher_is_better=best is not None and metrics[best],
         keep_best=chosen.best is not None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTask(Selected):
+    """A task of the recipe, by its metric's name; its problems are read once."""
+
+    settings: EvalSettings
+    kept: tuple[Conversation, ...] = field(repr=False)
+
+    def problems(self, split: str, limit: int | None, seed: int) -> list[Conversation]:
+        """Those that were read."""
+        return list(self.kept)
+
+
+def prepare_task(wanted: EvaluationTask, template: Template) -> KeptTask:
+    """Read a task's problems, and find what its grading needs.
+
+    Raises:
+        UserError: its data isn't at hand, a letter isn't one token under the template, or there is no sandbox.
+    """
+    made = Selected(wanted.metric, wanted.make()).with_executor(sandbox_executor)
+    settings = EvalSettings(
+        split=wanted.split,
+        limit=wanted.limit,
+        samples=wanted.samples,
+        temperature=wanted.temperature,
+        max_new_tokens=wanted.max_new_tokens,
+    )
+    problems = made.problems(wanted.split, wanted.limit, settings.seed)
+    letters = LetterTokens(template)
+    for each in {tuple(each.extra["letters"]): each for each in problems if "letters" in each.extra}.values():
+        letters.of(asked(each), each.extra["letters"])
+    return KeptTask(made.label, made.task, settings, tuple(problems))
+
+
+def _require_room(prompts: Sequence[str], model: CausalLM | ForeignLM, template: Template) -> None:
+    for number, prompt in enumerate(prompts):
+        length = len(template.render_prompt(_conversation(prompt)))
+        if length >= model.max_positions:
+            message = f"{length:,} tokens, and the model's context is {model.max_positions:,}"
+            raise UserError(message, place=f"eval.prompts.{number}", hint="shorten the prompt")
+
+
+def _conversation(prompt: str) -> Conversation:
+    return Conversation((Message.of("user", prompt),))
 
 
 def heldout_packs(data: TrainingData, settings: RunSettings, runtime: Runtime) -> list[PackedBatch]:
@@ -68,6 +146,14 @@ class HeldoutMeasure:
     token_bytes: torch.Tensor
     runtime: Runtime
 
+    @staticmethod
+    def of(
+        settings: RunSettings, data: TrainingData, model: nn.Module, objective: Objective, runtime: Runtime
+    ) -> HeldoutMeasure:
+        """For the recipe's held-out data, and the loss that is trained."""
+        sizes = torch.from_numpy(data.text.template.tokenizer.token_bytes)
+        return HeldoutMeasure(StepModule(model, objective), heldout_packs(data, settings, runtime), sizes, runtime)
+
     def here(self) -> HeldoutSums:
         """This rank's share."""
         return heldout_sums(self.module, self.packs, self.token_bytes)
@@ -75,22 +161,57 @@ class HeldoutMeasure:
     def values(self, here: HeldoutSums) -> dict[str, float]:
         """The metrics, over all ranks."""
         sums = HeldoutSums(*self.runtime.all_reduce_scalars(astuple(here)))
-        bits = sums.bits_per_byte
-        return {HELDOUT_LOSS: sums.loss} | ({} if bits is None else {BITS_PER_BYTE: bits})
+        return {HELDOUT_LOSS: sums.loss, BITS_PER_BYTE: sums.bits_per_byte}
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """Measures all that a recipe asks for."""
 
-    heldout: HeldoutMeasure
-    crew: Crew
+    chosen: EvaluationSettings
+    model: CausalLM | ForeignLM
+    template: Template
+    session: Session
+    tasks: tuple[KeptTask, ...]
+    heldout: HeldoutMeasure | None
 
     def __call__(self, step: int) -> Evaluation:
         """What the model as it is gives, the same on every rank.
 
         Raises:
-            UserError: the model, its template or a task can't be measured so.
+            UserError: the model, its template or a task can't be measured so; on every rank, if on one.
         """
-        heldout = self.crew.together(self.heldout.here)
-        return Evaluation(step, self.heldout.values(heldout))
+        values: dict[str, float] = {}
+        if self.heldout is not None:
+            values |= self.heldout.values(self.session.crew.together(self.heldout.here))
+        if not (self.tasks or self.chosen.prompts):
+            return Evaluation(step, values)
+        with generating(self.model) if isinstance(self.model, CausalLM) else nullcontext():
+            engine = make_engine(self.model, self.template, max_rows=self.chosen.batch_rows)
+            responder = Responder(engine, self.template, ToolBox())
+            subject = LocalSubject("the model in training", responder, f"step {step}")
+            results = [evaluate_task(subject, task, task.settings, self.session) for task in self.tasks]
+            samples = self._samples(responder)
+        scores = {result.label: score_of(result) for result in results}
+        values |= {name: score.mean for name, score in scores.items()}
+        return Evaluation(step, values, scores, samples)
+
+    def _samples(self, responder: Responder) -> tuple[tuple[str, str], ...]:
+        """Every prompt with its reply, those of other ranks too."""
+        prompts, session = self.chosen.prompts, self.session
+        mine = range(session.rank, len(prompts), session.size)
+        sampling = SamplingSettings(max_new_tokens=self.chosen.prompt_tokens)
+        replies = session.crew.together(
+            lambda: responder.reply_many([_conversation(prompts[number]) for number in mine], sampling)
+        )
+        told = {json.dumps([number, shown(reply)]) for number, reply in zip(mine, replies, strict=True)}
+        by_number = dict(json.loads(each) for each in session.crew.meet(told))
+        return tuple((prompt, by_number[number]) for number, prompt in enumerate(prompts))
+
+
+def score_of(result: TaskResult) -> Score:
+    """The points of a task: of several replies to a problem their mean; none for a prompt that can't be answered."""
+    points: dict[int, float] = {}
+    for record in result.records:
+        points[record.key.problem] = points.get(record.key.problem, 0.0) + (record.score or 0.0) / result.samples
+    return Score(sum(points.values()), len(points))

@@ -21,7 +21,7 @@ from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS
 Part = Annotated[float, Field(ge=0, le=1)]
 
 
-class EvalTask(Settings):
+class EvaluationTask(Settings):
     """A task that is measured while training.
 
     Args:
@@ -29,7 +29,8 @@ class EvalTask(Settings):
         name: what its metric is called; the task's name where not given.
         limit: at most so many problems, the same ones each time; null takes all.
         samples: replies to each problem; the score is their mean.
-        temperature: how replies are drawn; 0 takes the most likely token.
+        temperature: how replies are drawn, 0 takes the most likely token; where not given, as `chatwright eval`: 0 for
+            one reply a problem, 0.8 for several.
         max_new_tokens: room for a reply; the task's own where not given.
     """
 
@@ -39,7 +40,7 @@ class EvalTask(Settings):
     name: str | None = None
     limit: PositiveInt | None = 100
     samples: PositiveInt = 1
-    temperature: float = Field(0.0, ge=0)
+    temperature: float | None = Field(None, ge=0)
     max_new_tokens: PositiveInt | None = None
 
     @property
@@ -56,7 +57,7 @@ class EvalTask(Settings):
         return make_task(self.task, **self.task_options)
 
     @model_validator(mode="after")
-    def _can_be_graded(self) -> EvalTask:
+    def _can_be_graded(self) -> EvaluationTask:
         try:
             task = self.make()
         except ConfigError as error:
@@ -65,14 +66,14 @@ class EvalTask(Settings):
             raise ValueError(f"{self.task} has no right answers to grade by; hold such data out (heldout.data)")
         if self.split not in task.splits:
             raise ValueError(f"split {self.split!r}: {self.task} has {', '.join(task.splits)}")
-        if self.samples > 1 and not self.temperature:
+        if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"samples: {self.samples} equal replies at temperature 0; set temperature, or samples: 1")
         if self.metric in (HELDOUT_LOSS, BITS_PER_BYTE):
             raise ValueError(f"name: {self.metric} is the held-out data's metric; choose another name")
         return self
 
 
-class EvalSettings(Settings):
+class EvaluationSettings(Settings):
     """When a run is evaluated, and on what.
 
     Args:
@@ -85,20 +86,20 @@ class EvalSettings(Settings):
         best: the metric whose best checkpoint is saved when it's found, kept and marked (`RUN:best`), and that early
             stopping follows. By default the held-out loss, else the first task; then only the best of those
             checkpoints is marked that are saved anyway.
-        batch_size: conversations answered at once, as far as memory allows.
+        batch_rows: conversations answered at once, as far as memory allows.
     """
 
     at: tuple[Part, ...] = (0.0, 1.0)
     every: PositiveInt | None = None
     heldout: bool | None = None
-    tasks: tuple[EvalTask, ...] = ()
+    tasks: tuple[EvaluationTask, ...] = ()
     prompts: tuple[str, ...] = ()
     prompt_tokens: PositiveInt = 64
     best: str | None = None
-    batch_size: PositiveInt = 64
+    batch_rows: PositiveInt = 64
 
     @model_validator(mode="after")
-    def _names_of_their_own(self) -> EvalSettings:
+    def _names_of_their_own(self) -> EvaluationSettings:
         names = [task.metric for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -130,7 +131,7 @@ class EvalSettings(Settings):
         if self.heldout and not has_heldout:
             yield "eval.heldout is set, but there is no held-out data: set heldout.share or heldout.data"
         metrics = self.metrics(has_heldout=has_heldout)
-        if (self.every or self.at != EvalSettings.model_fields["at"].default) and not (metrics or self.prompts):
+        if (self.every or self.at != EvaluationSettings.model_fields["at"].default) and not (metrics or self.prompts):
             yield (
                 "eval says when to evaluate, but there is no held-out data and nothing else to measure: set "
                 "heldout.share or heldout.data, or name eval.tasks or eval.prompts"

@@ -22,7 +22,7 @@ from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
 from chatwright.preparation.work import PreparationSettings, StreamingSettings
-from chatwright.recipes.evaluation_settings import EvalSettings
+from chatwright.recipes.evaluation_settings import EvaluationSettings
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import TemplateSettings
@@ -86,7 +86,7 @@ class RunSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings = TrainSettings()
-    eval: EvalSettings = EvalSettings()
+    eval: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     out: str = "runs/sft"
 

@@ -16,7 +16,7 @@ from chatwright.adapters.lora import adapted_layers
 from chatwright.batches.loader import StepBatches, step_batches
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.recipes.data import TextSetup, prepare_text
-from chatwright.recipes.evaluation_settings import EvalSettings
+from chatwright.recipes.evaluation_settings import EvaluationSettings
 from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.run_settings import RunSettings, TrackingSettings
 from chatwright.runtime import Runtime, seed_for
@@ -107,7 +107,7 @@ class Context:
         changes = {
             "out": str(self.folder / "run"),
             "tracking": TrackingSettings(),
-            "eval": EvalSettings(at=()),
+            "eval": EvaluationSettings(at=()),
             "train": self.settings.train.model_copy(update=train),
         }
         return self.settings.model_copy(update=changes)

@@ -54,14 +54,14 @@ class EvaluationPlan:
         measure: gives what is measured after so many steps. Called on all ranks; it finds the model in evaluation
             mode and must leave its weights and gradients alone.
         steps: the steps after which to measure; 0 is before training.
-        best: the metric that tells the best checkpoint and is early stopping's; one of those measured.
+        best: the metric that tells the best checkpoint and is early stopping's, one of those measured; None for none.
         higher_is_better: as for scores, and not for losses.
         keep_best: save a checkpoint whenever a better one is found, also between those that are saved anyway.
     """
 
     measure: Callable[[int], Evaluation]
     steps: frozenset[int]
-    best: str = HELDOUT_LOSS
+    best: str | None = HELDOUT_LOSS
     higher_is_better: bool = False
     keep_best: bool = False
 

@@ -234,6 +234,8 @@ class Trainer:
         self.evaluation, self.evaluation_seconds = found, self.evaluation_seconds + found.seconds
         for hook in self.hooks:
             hook.on_evaluation(found)
+        if plan.best is None:
+            return progress
         value = found.values[plan.best]
         if plan.better(value, progress.best_value):
             return replace(progress, best_value=value, best_step=progress.step, worse_evaluations=0)
@@ -241,8 +243,8 @@ class Trainer:
 
     def _measured_by_plan(self, progress: Progress) -> Progress:
         """What was the best by another metric, as before the recipe was changed, says nothing about this one."""
-        metric = self.evaluations.best if self.evaluations else progress.best_metric
-        if metric == progress.best_metric:
+        metric = self.evaluations.best if self.evaluations else None
+        if metric in (None, progress.best_metric):
             return progress
         return replace(progress, best_metric=metric, best_value=None, best_step=-1, worse_evaluations=0)
 

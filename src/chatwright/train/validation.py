@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import log
+from math import log, nan
 
 import torch
 from torch import nn
@@ -32,9 +32,9 @@ class HeldoutSums:
         return self.total / max(self.weight, 1e-12)
 
     @property
-    def bits_per_byte(self) -> float | None:
-        """What a byte of text costs, control tokens left out on both sides (as nanochat's loss_eval does); or None."""
-        return self.nats / log(2) / self.text_bytes if self.text_bytes else None
+    def bits_per_byte(self) -> float:
+        """What a byte of text costs, control tokens left out on both sides (as in nanochat's loss_eval)."""
+        return self.nats / log(2) / self.text_bytes if self.text_bytes else nan
 
 
 @torch.inference_mode()
