@@ -1,12 +1,14 @@
-"""Tokens a second of the engine and of transformers' generate, on a model of SmolLM2-135M's shape.
+"""How fast the engine generates beside transformers' generate and llama.cpp, on a model of SmolLM2-135M's shape.
 
-    python bench/generate.py --batch 1 --batch 32 --dtype bfloat16 --threads 2
+    python bench/generate.py --batch 1 --batch 32 [--json OUT]
 
-Random weights by default (the speed is the same); `--model FOLDER` takes a Hugging Face folder. Decode only: the
-time of a run of one token is taken off; of three such pairs the median, in CPU time with `--cpu-time` (for a machine
-that others use too). With `--mixed` prompts have 16 to `--prompt-tokens` tokens and replies an eighth to all of
-`--tokens`; transformers pads the batch and goes on until its longest reply is done, and only wanted tokens count. For
-one row also the rate at which weights are read, next to a plain read of as much memory, since that is the bound.
+Random weights by default (the speed is the same); `--model FOLDER` takes a Hugging Face folder. One row: tokens a
+second of decoding (the time of prompt and first token taken off), that time itself, and the rate at which weights are
+read next to a plain read of as much memory, since that is the bound. Several rows: `--rounds` times as many requests as
+the batch has rows, prompts of 16 to `--prompt-tokens` tokens, replies of an eighth to all of `--tokens`; the whole job
+is timed, prefill included, and only wanted tokens count. The engine hands freed rows to waiting requests; transformers
+takes the requests in groups of the batch's size, pads each and goes on until its longest reply is done. Each system
+runs `--repeats` times and the median counts. `--llama-cpp FILE.gguf` adds llama.cpp's Python package (one row).
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import torch
 from chatwright.inference.engine import Engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.models.families import config_from_hf
-from chatwright.models.generation_weights import prepare_for_generation
+from chatwright.models.generation_weights import GenerationWeights, prepare_for_generation
 from chatwright.models.transformer import CausalLM
+from common import machine_facts
 
 SHAPE = {
     "model_type": "llama",
@@ -59,26 +62,8 @@ def make_pair(folder: str | None, dtype: torch.dtype, device: str, peer: bool) -
     state = {name: tensor.to(device) for name, tensor in theirs.state_dict().items()}
     if ours.lm_head is None:
         state.pop("lm_head.weight", None)
-    ours.load_state_dict(state, assign=True)
-    prepare_for_generation(ours)
+    ours.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return (theirs.to(device).eval() if peer else None), ours.eval()
-
-
-def timed(run: Callable[[int], None], tokens: int, wanted: int, clock: Callable[[], float]) -> tuple[float, float]:
-    """Tokens a second of decoding, and the seconds of prompt and first token; `run(n)` makes n tokens a row.
-
-    Args:
-        wanted: tokens that `run(tokens)` makes beyond the first of each row.
-    """
-    run(2)
-    pairs = []
-    for _ in range(3):
-        start = clock()
-        run(1)
-        middle = clock()
-        run(tokens)
-        pairs.append((wanted / max(clock() - 2 * middle + start, 1e-9), middle - start))
-    return sorted(pairs)[1]
 
 
 class EndAfter:
@@ -104,60 +89,133 @@ def read_rate(num_bytes: int, device: str) -> float:
     return best
 
 
+def seconds(run: Callable[[], None], repeats: int) -> float:
+    """Of some runs the median."""
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return sorted(found)[1]
+
+
+def one_row(run: Callable[[int], None], tokens: int, repeats: int) -> dict[str, float]:
+    """Rate of decoding and time to the first token; `run(n)` makes n tokens after the same prompt."""
+    run(2)
+    first = seconds(lambda: run(1), repeats)
+    whole = seconds(lambda: run(tokens), repeats)
+    return {"tokens_per_second": (tokens - 1) / max(whole - first, 1e-9), "first_token_seconds": first}
+
+
+def our_run(engine: Engine, prompts: list[list[int]], replies: list[int]) -> None:
+    """All prompts through the engine, each reply ended at its length."""
+    settings = SamplingSettings(max_new_tokens=max(replies))
+    engine.generate(prompts, settings, EndAfter(replies) if len(set(replies)) > 1 else None)
+
+
+def their_run(model: Any, prompts: list[list[int]], replies: list[int], batch: int) -> None:
+    """Groups of `batch` prompts through `generate`, padded on the left, each until its longest reply is done."""
+    for start in range(0, len(prompts), batch):
+        group, tokens = prompts[start : start + batch], max(replies[start : start + batch])
+        longest = max(len(prompt) for prompt in group)
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in group])
+        mask = torch.tensor([[int(place >= longest - len(prompt)) for place in range(longest)] for prompt in group])
+        model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            pad_token_id=0,
+            do_sample=False,
+        )
+
+
+def llama_cpp_run(path: str, threads: int, prompt: list[int]) -> Callable[[int], None]:
+    """llama.cpp on a GGUF file, by token ids."""
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def run(tokens: int) -> None:
+        model.reset()
+        for count, _ in enumerate(model.generate(prompt, temp=0.0), start=1):
+            if count == tokens:
+                return
+
+    return run
+
+
+def measure(theirs: Any, ours: CausalLM, batch: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """One batch size: figures by system."""
+    torch.manual_seed(batch)
+    found: dict[str, dict[str, float]] = {}
+    if batch == 1:
+        prompt = torch.randint(3, 40_000, (options.prompt_tokens,)).tolist()
+        engine = Engine(ours, stop_ids=())
+        found["chatwright"] = one_row(
+            lambda tokens: our_run(engine, [prompt], [tokens]), options.tokens, options.repeats
+        )
+        if theirs is not None:
+            found["transformers"] = one_row(
+                lambda tokens: their_run(theirs, [prompt], [tokens], 1), options.tokens, options.repeats
+            )
+        if options.llama_cpp:
+            run = llama_cpp_run(options.llama_cpp, options.threads, prompt)
+            found["llama.cpp"] = one_row(run, options.tokens, options.repeats)
+        return found
+    count = batch * options.rounds
+    prompts = [
+        torch.randint(3, 40_000, (n,)).tolist() for n in torch.randint(16, options.prompt_tokens + 1, (count,)).tolist()
+    ]
+    replies = torch.randint(max(1, options.tokens // 8), options.tokens + 1, (count,)).tolist()
+    engine = Engine(ours, stop_ids=(), max_rows=batch)
+    our_run(engine, prompts[:batch], [4] * batch)
+    spent = seconds(lambda: our_run(engine, prompts, replies), options.repeats)
+    found["chatwright"] = {"tokens_per_second": sum(replies) / spent, "seconds": spent}
+    if theirs is not None:
+        their_run(theirs, prompts[:batch], [4] * batch, batch)
+        spent = seconds(lambda: their_run(theirs, prompts, replies, batch), options.repeats)
+        found["transformers"] = {"tokens_per_second": sum(replies) / spent, "seconds": spent}
+    return found
+
+
 def main() -> None:
     """Parse the options, measure, print one line a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="Hugging Face folder")
     parser.add_argument("--batch", type=int, action="append", help="rows at once (may be given several times)")
+    parser.add_argument("--rounds", type=int, default=4, help="requests for each row of a batch")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--weights", choices=[kind.value for kind in GenerationWeights], default="packed")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--mixed", action="store_true", help="prompts and replies of many lengths")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds")
+    parser.add_argument("--llama-cpp", help="GGUF file for llama.cpp")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    parser.add_argument("--json", help="write the figures there, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     theirs, ours = make_pair(options.model, getattr(torch, options.dtype), options.device, not options.no_peer)
     weight_bytes = sum(p.numel() * p.element_size() for p in ours.parameters())
-    print(f"weights {weight_bytes / 1e6:.0f} MB, plain read {read_rate(weight_bytes, options.device):.1f} GB/s")
+    prepare_for_generation(ours, GenerationWeights(options.weights))
+    plain = read_rate(weight_bytes, options.device)
+    print(f"weights {weight_bytes / 1e6:.0f} MB in {options.dtype}, plain read {plain:.1f} GB/s")
+    record: dict[str, Any] = {"options": vars(options), "machine": machine_facts(), "plain_read_gb_per_second": plain}
     for batch in options.batch or [1, 32]:
-        most = options.prompt_tokens
-        lengths = torch.randint(min(16, most), most + 1, (batch,)).tolist() if options.mixed else [most] * batch
-        prompts = [torch.randint(3, 40_000, (length,)).tolist() for length in lengths]
-        measure(theirs, ours, prompts, options, weight_bytes)
-
-
-def measure(
-    theirs: Any, ours: CausalLM, prompts: list[list[int]], options: argparse.Namespace, weight_bytes: int
-) -> None:
-    """One batch size: our line, and theirs."""
-    engine = Engine(ours, stop_ids=(), max_rows=len(prompts))
-    shortest = max(1, options.tokens // 8)
-    replies = torch.randint(shortest, options.tokens + 1, (len(prompts),)).tolist()
-    replies = [*replies[1:], options.tokens] if options.mixed else [options.tokens] * len(prompts)
-    longest = max(len(prompt) for prompt in prompts)
-
-    def our_run(tokens: int) -> None:
-        settings = SamplingSettings(max_new_tokens=tokens, temperature=options.temperature)
-        engine.generate(prompts, settings, EndAfter(replies) if options.mixed else None)
-
-    def their_run(tokens: int) -> None:
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=options.device)
-        mask = torch.tensor([[int(i >= longest - len(p)) for i in range(longest)] for p in prompts]).to(ids)
-        sampling = {"do_sample": options.temperature > 0, "temperature": options.temperature or None}
-        bounds = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
-        theirs.generate(ids, attention_mask=mask, **bounds, **sampling)
-
-    with torch.inference_mode():
-        runs = {"chatwright": our_run} | ({} if theirs is None else {"transformers": their_run})
-        for name, run in runs.items():
-            clock = time.process_time if options.cpu_time else time.perf_counter
-            rate, prefill = timed(run, options.tokens, sum(replies) - len(replies), clock)
-            line = f"batch {len(prompts):3d}  {name:12s} {rate:8.1f} tokens/s  first token {prefill * 1e3:7.0f} ms"
-            print(line + f"  weights read at {rate / len(prompts) * weight_bytes / 1e9:.1f} GB/s")
+        with torch.inference_mode():
+            figures = measure(theirs, ours, batch, options)
+        record[f"batch {batch}"] = figures
+        for name, found in figures.items():
+            line = f"batch {batch:3d}  {name:12s} {found['tokens_per_second']:8.1f} tokens/s"
+            if batch == 1:
+                found["share_of_bandwidth"] = found["tokens_per_second"] * weight_bytes / 1e9 / plain
+                line += f"  first token {found['first_token_seconds'] * 1e3:5.0f} ms"
+                line += f"  {found['share_of_bandwidth']:.0%} of the plain read (a bf16 copy's bytes)"
+            print(line, flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from fakes import ModelThatLearnedByHeart, byte_tokenizer
@@ -151,3 +153,25 @@ def test_a_system_message_stays_after_reset(model: ModelThatLearnedByHeart, temp
     chat.ask("Hallo")
     chat.reset()
     assert chat.messages == (Message.of("system", "Be kind."),)
+
+
+def test_a_chat_goes_on_from_what_its_cache_holds(template: Template) -> None:
+    """The second turn computes only what is new, and says what a fresh session says; so after a cancelled one."""
+    tokens: list[int] = []
+
+    class Counting(ModelThatLearnedByHeart):
+        def forward(self, input_ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+            tokens.append(len(input_ids))
+            return super().forward(input_ids, *rest, **named)
+
+    model = Counting(template.render(DIALOGUE), template.tokenizer.vocab_size + 8)
+    chat, long = session(model, template), "a" * 60
+    first = chat.ask(long)
+    for _ in chat.stream_events("stopped after one event"):
+        break
+    spent = sum(tokens)
+    second = chat.ask("and then?")
+    prompt = template.render_prompt(Conversation((Message.of("user", long), first, Message.of("user", "and then?"))))
+    fresh = session(model, template)
+    assert sum(tokens) - spent < len(prompt), "the first turn was not computed again"
+    assert fresh.ask(long) == first and fresh.ask("and then?") == second

@@ -92,6 +92,10 @@ class Batch:
             if row in self.waiting:
                 self.waiting.remove(row)
 
+    def forget_events(self) -> None:
+        """Give out nothing more of requests that were cancelled."""
+        self._events = []
+
     def sort_waiting(self) -> None:
         """Those that need most memory first: for a set of requests that is known whole and doesn't fit at once.
 
@@ -103,14 +107,15 @@ class Batch:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not (self.waiting or self.active or self._events)
+        return not (self.waiting or self._events) and all(row.finished for row in self.active)
 
     def step(self) -> list[StreamedToken]:
-        """One forward and the tokens that it gives: over new prompts and forced tokens if any, else over all rows."""
+        """One forward over all rows, the new prompts among them, and the tokens that it gives."""
+        self._adopt()
         self._leave()
         self._admit()
-        behind = [row for row in self.active if len(row.pending) > 1 or not row.made]
-        rows = behind or self.active
+        # Rows with one more token first: their attention is computed together.
+        rows = sorted(self.active, key=lambda row: len(row.pending) > 1 or not row.held)
         events, self._events = self._events, []
         return [*events, *(self._advance(rows) if rows else ())]
 
@@ -130,6 +135,25 @@ class Batch:
             place=f"prompt {number}",
             hint="lower max_new_tokens, shorten the prompt, or allow more memory (cache_bytes)",
         )
+
+    def _adopt(self) -> None:
+        """A waiting prompt that goes on from a finished row (the next turn of a chat) takes its place, keys and all."""
+        done = [row for row in self.active if row.finished]
+        if not (done and self.waiting) or self.cache is None or not self.cache.shares_prefixes:
+            return
+        row, finder = self.waiting[0], PrefixFinder()
+        for other in done:
+            finder.add(other.held, other)
+        shared, source = finder.longest(row.pending)
+        shared = min(shared, len(row.request.prompt) - 1)
+        longest = max([row.need, *(other.need for other in self.active if not other.finished)])
+        if source is None or shared < LEAST_SHARED or not self._fits(len(self.active), longest):
+            return
+        self.waiting.popleft()
+        self._make_room(len(self.active), longest)
+        self.cache.truncate(source.slot, shared)
+        self.active[source.slot], row.slot = row, source.slot
+        row.held, row.pending = row.pending[:shared], row.pending[shared:]
 
     def _leave(self) -> None:
         """Rows that are done give their place to the last ones."""
@@ -177,7 +201,6 @@ class Batch:
         if shared and source is not None:
             self.cache.copy_prefix(source.slot, row.slot, shared)
             row.held, row.pending = row.pending[:shared], row.pending[shared:]
-        self.drawer.forget(row.slot)
         self.active.append(row)
 
     def _make_room(self, num_rows: int, longest: int) -> None:

@@ -64,10 +64,9 @@ class ChatSession:
         Raises:
             TemplateError: the conversation can't be rendered. ModelError: it is too long for the model.
         """
-        user = Message.of("user", text)
-        (reply,) = self.responder.reply_many([self._conversation(user)], self.settings)
-        self._messages += [user, reply]
-        return reply
+        for _ in self.stream_events(text):
+            pass
+        return self._messages[-1]
 
     def stream(self, text: str) -> Iterator[str]:
         """The visible words of the reply to `text` as they come; never half a character."""

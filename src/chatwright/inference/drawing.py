@@ -32,11 +32,6 @@ class Drawer:
         self.model, self.num_tokens = model, num_tokens
         device = next(model.parameters()).device
         self.never = torch.tensor(list(never_ids), device=device) if never_ids else None
-        self._seen: dict[int, torch.Tensor] = {}  # slot → bool [V], with a repetition penalty only
-
-    def forget(self, slot: int) -> None:
-        """Another row takes this slot."""
-        self._seen.pop(slot, None)
 
     def draw(self, rows: Sequence[Row], hidden: torch.Tensor) -> list[StreamedToken]:
         """The next token of each row: `[B, D]` → B tokens.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from chatwright.conversations.schema import Conversation, Message, Part
+from chatwright.inference.batch import Batch
 from chatwright.inference.engine import Engine, evaluating, requests_for
 from chatwright.inference.reply_events import ChatEvent, ReplyReader, before_any
 from chatwright.inference.requests import Request, StopReason, StreamedToken
@@ -111,6 +112,7 @@ class Responder:
     ) -> None:
         self.engine, self.template = engine, template
         self.toolbox, self.max_tool_calls = toolbox, max_tool_calls
+        self._conversing: Batch | None = None  # keeps the last conversation's keys and values
 
     def reply_many(
         self, conversations: Sequence[Conversation], settings: SamplingSettings | Sequence[SamplingSettings]
@@ -139,16 +141,21 @@ class Responder:
         """
         many = [settings] * len(conversations) if isinstance(settings, SamplingSettings) else settings
         turns = [_Turn(number, *pair) for number, pair in enumerate(zip(conversations, many, strict=True))]
-        for turn, token in self._tokens(turns):
+        for turn, token in self._tokens(turns, self.engine.open()):
             if token.stop_reason is not None and turn.finish_reason is not None:
                 yield turn.number, turn.reply()
 
     def events(self, conversation: Conversation, settings: SamplingSettings) -> Generator[ChatEvent, None, ChatReply]:
-        """The events of one reply as they come; the generator's value is the finished reply. Close it to cancel."""
+        """The events of one reply as they come; the generator's value is the finished reply. Close it to cancel.
+
+        What the last call left in the cache is not computed again where this conversation goes on from it: the weights
+        must not have changed in between.
+        """
         turn = _Turn(0, conversation, settings)
+        self._conversing = self._conversing or self.engine.open()
         reader: ReplyReader | None = None
         results = 0
-        for _, token in self._tokens([turn]):
+        for _, token in self._tokens([turn], self._conversing):
             reader = reader or ReplyReader(self.template, turn.prompt, bool(conversation.tools), settings.stop)
             yield from reader.feed(token.token_id)
             if token.stop_reason is not None:
@@ -160,29 +167,33 @@ class Responder:
                     results = len(done)
         return turn.reply()
 
-    def _tokens(self, turns: list[_Turn]) -> Iterator[tuple[_Turn, StreamedToken]]:
-        """Every token of every round; a turn's round is closed, and its next one queued, before its last token."""
-        with evaluating(self.engine.model):
-            batch = self.engine.open()
-            at_work: dict[int, _Turn] = {}
-            prompts = [self.template.render_prompt(turn.so_far()) for turn in turns]
-            first = requests_for(prompts, [turn.settings for turn in turns])
-            for turn, request in zip(turns, first, strict=True):
-                turn.prompt, turn.prompt_tokens, turn.copy = list(request.prompt), len(request.prompt), request.copy
-                at_work[batch.submit(replace(request, controller=_TurnController(self, turn)))] = turn
-            batch.sort_waiting()
-            while not batch.idle:
-                for token in batch.step():
-                    turn = at_work[token.row]
-                    turn.ids.append(token.token_id)
-                    if token.stop_reason is not None:
-                        self._close_round(turn, token.stop_reason)
-                    yield turn, token
-                    if token.stop_reason is not None and turn.finish_reason is None:
-                        prompt = self.template.render_prompt(turn.so_far())
-                        turn.prompt = prompt
-                        again = Request(prompt, turn.settings, turn.copy, _TurnController(self, turn))
-                        at_work[batch.submit(again)] = turn
+    def _tokens(self, turns: list[_Turn], batch: Batch) -> Iterator[tuple[_Turn, StreamedToken]]:
+        """Every token of every round; a turn's next round is queued behind its last token."""
+        at_work: dict[int, _Turn] = {}
+        prompts = [self.template.render_prompt(turn.so_far()) for turn in turns]
+        first = requests_for(prompts, [turn.settings for turn in turns])
+        try:
+            with evaluating(self.engine.model):
+                for turn, request in zip(turns, first, strict=True):
+                    turn.prompt, turn.prompt_tokens, turn.copy = list(request.prompt), len(request.prompt), request.copy
+                    at_work[batch.submit(replace(request, controller=_TurnController(self, turn)))] = turn
+                batch.sort_waiting()
+                while not batch.idle:
+                    for token in batch.step():
+                        turn = at_work[token.row]
+                        turn.ids.append(token.token_id)
+                        if token.stop_reason is not None:
+                            del at_work[token.row]
+                            self._close_round(turn, token.stop_reason)
+                        yield turn, token
+                        if token.stop_reason is not None and turn.finish_reason is None:
+                            turn.prompt = self.template.render_prompt(turn.so_far())
+                            again = Request(turn.prompt, turn.settings, turn.copy, _TurnController(self, turn))
+                            at_work[batch.submit(again)] = turn
+        finally:
+            for number in at_work:  # closed before the end
+                batch.cancel(number)
+            batch.forget_events()
 
     def _close_round(self, turn: _Turn, reason: StopReason) -> None:
         """Read what the round said; with JSON calls run them, else finish the turn."""

@@ -58,31 +58,38 @@ class CacheView:
 
     Args:
         rows: the cache row of each segment. lengths_q: its new tokens.
+
+    Attributes:
+        num_decoding: segments at the beginning that bring one token to a row that holds some: they decode together.
+        is_prefill: whether the rows of all other segments were empty.
     """
 
     def __init__(self, cache: KVCache, rows: Sequence[int], lengths_q: Sequence[int]) -> None:
         self.cache, self.rows, self.lengths_q = cache, tuple(rows), tuple(lengths_q)
         self.places = cache.places(self.rows, self.lengths_q)
         self.lengths = [cache.lengths[row] + new for row, new in zip(self.rows, self.lengths_q, strict=True)]
-        self.is_prefill = not any(cache.lengths[row] for row in self.rows)
-        self.is_decode = not self.is_prefill and all(new == 1 for new in self.lengths_q)
+        past = [cache.lengths[row] for row in self.rows]
+        behind = (i for i, (new, held) in enumerate(zip(self.lengths_q, past, strict=True)) if new != 1 or not held)
+        self.num_decoding = next(behind, len(self.rows))
+        self.is_prefill = not any(past[self.num_decoding :])
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
         self._biases: dict[tuple[int, int | None], torch.Tensor] = {}
 
     @cached_property
     def layout(self) -> SegmentLayout:
-        """The segments with all their keys."""
-        return SegmentLayout.from_lengths(self.lengths_q, self.lengths, self.cache.keys.device)
+        """The segments that don't decode, with all their keys."""
+        rest = slice(self.num_decoding, None)
+        return SegmentLayout.from_lengths(self.lengths_q[rest], self.lengths[rest], self.cache.keys.device)
 
     @cached_property
     def order(self) -> list[int]:
-        """The queries sorted by cache row."""
-        return sorted(range(len(self.rows)), key=self.rows.__getitem__)
+        """The decoding queries sorted by cache row."""
+        return sorted(range(self.num_decoding), key=self.rows.__getitem__)
 
     @cached_property
     def back(self) -> torch.Tensor | None:
         """int64 `[R]`: where each query stands in that order; None if they are sorted already."""
-        if self.order == list(range(len(self.rows))):
+        if self.order == list(range(self.num_decoding)):
             return None
         return torch.tensor(self.order, device=self.cache.keys.device).argsort()
 
@@ -148,14 +155,24 @@ def attend_cached(
     Args:
         layer: whose keys and values these are.
     """
-    cache = view.cache
+    cache, n = view.cache, view.num_decoding
     cache.append(layer, view.places, k, v)
-    if view.is_prefill:  # the row is the segment
-        return attend_segments(q, k, v, view.layout, scores)
     keys, values = cache.layers[layer]
-    if view.is_decode:
-        return attend_decode(q, keys, values, view, scores)
-    parts = zip(q.split(view.lengths_q), view.rows, view.lengths, strict=True)
+    out = [attend_decode(q[:n], keys, values, view, scores)] if n else []
+    if n < len(view.rows):
+        out.append(_attend_rest(q[n:], k[n:], v[n:], view, layer, scores))
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _attend_rest(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, view: CacheView, layer: int, scores: Scores
+) -> torch.Tensor:
+    """The segments that bring several tokens, or the first one, to their rows."""
+    if view.is_prefill:  # a row is the segment
+        return attend_segments(q, k, v, view.layout, scores)
+    keys, values = view.cache.layers[layer]
+    rest = slice(view.num_decoding, None)
+    parts = zip(q.split(view.lengths_q[rest]), view.rows[rest], view.lengths[rest], strict=True)
     return torch.cat([_attend_row(part, keys[row, :, :n], values[row, :, :n], scores) for part, row, n in parts])
 
 
