@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatwright.inference.sandbox_child.seccomp import DENIED, Instruction, program
+from chatwright.inference.sandbox_child.seccomp import DENIED, ONLY_SELF, Instruction, program
 
 HEADERS = {
     "x86_64": ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h"),
@@ -16,8 +16,16 @@ HEADERS = {
 }
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CALLS = {
-    "x86_64": {"read": 0, "execve": 59, "clone": 56, "socket": 41, "socketpair": 53, "ioctl": 16},
-    "aarch64": {"read": 63, "execve": 221, "clone": 220, "socket": 198, "socketpair": 199, "ioctl": 29},
+    "x86_64": {"read": 0, "execve": 59, "clone": 56, "socket": 41, "socketpair": 53, "ioctl": 16, "setpriority": 141},
+    "aarch64": {
+        "read": 63,
+        "execve": 221,
+        "clone": 220,
+        "socket": 198,
+        "socketpair": 199,
+        "ioctl": 29,
+        "setpriority": 140,
+    },
 }
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 MACHINES = sorted(DENIED)
@@ -52,11 +60,10 @@ def test_numbers_are_the_kernels(machine: str) -> None:
         pytest.skip("the kernel's headers are not installed (linux-libc-dev)")
     text = found[0].read_text(encoding="utf-8")
     numbers = {name: int(value) for name, value in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)}
-    checked = [name for name in DENIED[machine] if name in numbers]
+    ours = {**DENIED[machine], **ONLY_SELF[machine], **CALLS[machine]}
+    checked = [name for name in ours if name in numbers]
     assert len(checked) > 50
-    assert {name: DENIED[machine][name] for name in checked} == {name: numbers[name] for name in checked}
-    for name, number in CALLS[machine].items():
-        assert numbers[name] == number
+    assert {name: ours[name] for name in checked} == {name: numbers[name] for name in checked}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -81,6 +88,11 @@ def test_arguments_decide_where_they_matter(machine: str) -> None:
         assert decide(made, audit, calls[call], 1, 1) == ALLOW
         for family in (0, 2, 10, 16, 17, 38, 40):
             assert decide(made, audit, calls[call], family, 1) == refuse(errno.EAFNOSUPPORT)
+    for number in ONLY_SELF[machine].values():
+        assert decide(made, audit, number, 0) == ALLOW
+        assert decide(made, audit, number, 1) == refuse(errno.EPERM)
+    assert decide(made, audit, calls["setpriority"], 0, 0) == ALLOW
+    assert decide(made, audit, calls["setpriority"], 0, 1) == refuse(errno.EPERM)
     assert decide(made, audit, calls["ioctl"], 0, 0x5401) == ALLOW
     assert decide(made, audit, calls["ioctl"], 0, 0x5412) == refuse(errno.EPERM)
     assert decide(made, audit, calls["ioctl"], 0, 0x100005412) == refuse(errno.EPERM)  # only the low half counts

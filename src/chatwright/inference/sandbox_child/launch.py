@@ -31,21 +31,21 @@ def main(wishes: int, report: int, lifeline: int, proc: int) -> None:
     """
     with os.fdopen(wishes, "rb") as file:
         spec = json.load(file)
+    child = 0
     try:
-        if spec["method"] != "namespaces":
-            if spec["method"] == "bubblewrap":
-                with suppress(OSError):  # not allowed everywhere; the probe tells that the number isn't bounded then
-                    root_folder.bound_private_folders(spec["limits"])
-            supervise(spec, report, lifeline, proc)
-            os._exit(0)
-        _leave(spec)
-        child = os.fork()
-        if child == 0:
-            supervise(spec, report, lifeline, root_folder.enter(spec))
-            os._exit(0)
+        if spec["method"] == "namespaces":
+            _leave(spec)
+            child = os.fork()
+            proc = root_folder.enter(spec) if child == 0 else -1
+        elif spec["method"] == "bubblewrap":
+            with suppress(OSError):  # not allowed everywhere; the probe tells that the number isn't bounded then
+                root_folder.bound_private_folders(spec["limits"])
     except OSError as error:
         os.write(report, json.dumps({"error": error.strerror or str(error)}).encode() + b"\n")
         os._exit(1)
+    if child == 0:
+        supervise(spec, report, lifeline, proc)
+        os._exit(0)
     for descriptor in (report, lifeline, 0, 1, 2):
         os.close(descriptor)
     os.waitpid(child, 0)  # the first process inside is gone when all of its namespace are

@@ -65,17 +65,31 @@ DENIED: dict[str, dict[str, int]] = {
 """Refused with EPERM whatever their arguments: machine → name → number (Linux's `unistd.h`)."""
 
 
+ONLY_SELF: dict[str, dict[str, int]] = {
+    "x86_64": {
+        **{"prlimit64": 302, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203},
+        **{"sched_setattr": 314},
+    },
+    "aarch64": {
+        **{"prlimit64": 261, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122},
+        **{"sched_setattr": 274},
+    },
+}
+"""Allowed on the caller itself (process 0) alone: the supervisor may be a process of the same user."""
+
+
 class _Machine(NamedTuple):
     audit: int  # AUDIT_ARCH_* of linux/audit.h
     clone: int
     socket: int
     socketpair: int
     ioctl: int
+    setpriority: int
 
 
 _MACHINES = {
-    "x86_64": _Machine(0xC000003E, clone=56, socket=41, socketpair=53, ioctl=16),
-    "aarch64": _Machine(0xC00000B7, clone=220, socket=198, socketpair=199, ioctl=29),
+    "x86_64": _Machine(0xC000003E, clone=56, socket=41, socketpair=53, ioctl=16, setpriority=141),
+    "aarch64": _Machine(0xC00000B7, clone=220, socket=198, socketpair=199, ioctl=29, setpriority=140),
 }
 _CLONE3 = 435
 _X32_BIT = 0x40000000
@@ -128,6 +142,9 @@ def program(machine: str) -> list[Instruction]:
         made += [(_AT_LEAST, 0, 1, _X32_BIT), _return(_KILL)]
     for number in DENIED[machine].values():
         made += _if_equal(number, [refuse])
+    for number in ONLY_SELF[machine].values():
+        made += _if_equal(number, [_argument(0), (_EQUAL, 1, 0, 0), refuse, allow])
+    made += _if_equal(facts.setpriority, [_argument(1), (_EQUAL, 1, 0, 0), refuse, allow])
     # The C library falls back to clone, whose flags can be looked at: those of clone3 stand behind a pointer.
     made += _if_equal(_CLONE3, [_return(_ERROR | errno.ENOSYS)])
     made += _if_equal(facts.clone, [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refuse, allow])

@@ -43,7 +43,11 @@ def supervise(spec: Mapping[str, Any], report: int, lifeline: int, proc: int) ->
         _start(spec, confine.Descriptors(given_read, verdict_write, report, proc, theirs))
     for descriptor in (theirs, given_read, verdict_write):
         os.close(descriptor)
-    _step_back(spec, ours, proc)
+    try:
+        _step_back(spec, ours, proc)
+    except OSError as error:
+        _tell(report, {"error": f"the supervisor can't step back: {error.strerror or error}"})
+        return
     _tell(report, {"started": True})
     token = os.urandom(_TOKEN_BYTES).hex()
     _hand_over(given_write, spec, token)
