@@ -113,6 +113,7 @@ class ModelServer:
             top_p=body.get("top_p", 1.0),
             seed=body.get("seed", 0),
             max_new_tokens=body["max_tokens"],
+            stop=tuple(body.get("stop", ())),
         )
         with self.lock:
             (reply,) = self.responder.replies([conversation], settings)

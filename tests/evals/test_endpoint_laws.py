@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import ModelThatLearnedByHeart, byte_tokenizer
@@ -13,6 +15,9 @@ from test_json_tools import CONTROL, DIALOGUE, HERMES, REPLY
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.evals.endpoint import EndpointSubject, endpoint_subject
 from chatwright.evals.endpoint_messages import openai_messages
+from chatwright.evals.local import LocalSubject
+from chatwright.evals.run import EvalSettings, Session, evaluate_task
+from chatwright.evals.selection import select_tasks
 from chatwright.evals.subject import Unanswered
 from chatwright.inference.responder import ChatReply, Responder, make_engine
 from chatwright.inference.sampling import SamplingSettings
@@ -29,13 +34,13 @@ ASKED = [
 
 
 @pytest.fixture
-def local(tiny_model: Path) -> Responder:
+def local(tiny_model: Path) -> LocalSubject:
     template = load_template(TextTokenizer.load(tiny_model))
-    return Responder(make_engine(load_model(tiny_model), template), template)
+    return LocalSubject("tiny", Responder(make_engine(load_model(tiny_model), template), template, ToolBox()), "tiny")
 
 
 @pytest.fixture
-def script(local: Responder) -> Script:
+def script(local: LocalSubject) -> Script:
     return Script(ModelServer(local.engine, local.template).chat, chunked=True)
 
 
@@ -46,28 +51,31 @@ def subject(script: Script) -> Iterator[EndpointSubject]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_replies_are_those_of_the_local_model(
-    subject: EndpointSubject, local: Responder, script: Script, temperature: float
+def test_replies_are_those_of_the_local_subject(
+    subject: EndpointSubject, local: LocalSubject, script: Script, temperature: float
 ) -> None:
-    settings = [SamplingSettings(temperature=temperature, max_new_tokens=12, seed=n) for n in range(len(ASKED))]
-    found = dict(subject.replies(ASKED, settings))
+    settings = [
+        SamplingSettings(temperature=temperature, max_new_tokens=12, seed=number, stop=("e",) if number else ())
+        for number in range(len(ASKED))
+    ]
+    found, expected = dict(subject.replies(ASKED, settings)), dict(local.replies(ASKED, settings))
     assert sorted(found) == [0, 1, 2]
-    for number, conversation in enumerate(ASKED):
-        assert found[number] == local.replies([conversation], settings[number])[0]
+    for number, reply in found.items():
+        assert replace(reply, reply_tokens=0) == replace(expected[number], reply_tokens=0)
     assert all(("seed" in body) == (temperature > 0) for body in script.seen)
+    assert sorted(body.get("stop", []) for body in script.seen) == [[], ["e"], ["e"]]
 
 
-def test_letters_are_those_of_the_local_model(subject: EndpointSubject, local: Responder) -> None:
+def test_letters_are_those_of_the_local_subject(subject: EndpointSubject, local: LocalSubject) -> None:
     letters = ["a", "e", "t", "Z"]
     found = dict(subject.choose(ASKED, [letters] * len(ASKED)))
-    tokenizer = local.template.tokenizer
-    ids = [tokenizer.encode_text(letter)[0] for letter in letters]
+    expected = dict(local.choose(ASKED, [letters] * len(ASKED)))
     listed = 0
     for number, conversation in enumerate(ASKED):
         log_probs = next_log_probs(local.engine.model, local.template.render_prompt(conversation))
-        exact = log_probs[ids].tolist()
         least = log_probs.topk(20).values[-1].item()
-        answer = found[number]
+        answer, exact = found[number], expected[number]
+        assert not isinstance(exact, Unanswered)
         if isinstance(answer, Unanswered):
             assert max(exact) < least
             continue
@@ -78,6 +86,23 @@ def test_letters_are_those_of_the_local_model(subject: EndpointSubject, local: R
             else:  # a bound: above the truth, below all that the server listed
                 assert real <= mine < least
     assert listed, "the test must weigh at least one letter"
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "letter_counting"])
+def test_a_whole_task_gives_the_same_scores_and_goes_on(
+    subject: EndpointSubject, local: LocalSubject, script: Script, task: str, tmp_path: Path
+) -> None:
+    (selected,) = select_tasks(task)
+    settings = EvalSettings(limit=5, samples=2, max_new_tokens=10)
+
+    def run(one: Any, folder: Path) -> list[Any]:
+        session = Session(folder, show_progress=False)
+        records = evaluate_task(one, selected, settings, session).records
+        return [(record.key, record.prompt, record.score, record.details["reply"]) for record in records]
+
+    assert run(subject, tmp_path / "there") == run(local, tmp_path / "here")
+    asked = len(script.seen)
+    assert asked == 10 and run(subject, tmp_path / "there") and len(script.seen) == asked, "nothing is asked twice"
 
 
 @pytest.fixture(params=["tags are tokens", "tags are text"])
