@@ -87,10 +87,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "with replay": REPLAY,
     "learning rate 1e-6": _rate(REPLAY, 1e-6),
     "learning rate 3e-3": _rate(REPLAY, 3e-3),
-    "LoRA": {**_rate(REPLAY, 1e-3), "adapter": {"rank": 16, "alpha": 32, "targets": ["all-linear"]}},
+    "LoRA": {**_rate(REPLAY, 2e-3), "adapter": {"rank": 16, "alpha": 16, "targets": ["all-linear"]}},
 }
-MASK_ARMS = ("replies only", "all tokens")
+BEFORE = {"before, nanochat": CHAT, "before, ChatML": REPLAY}
+"""The model as it comes, under each template."""
+MASK_ARMS = ("replies only", "all tokens", "before, nanochat")
 PAIRS = (
+    ("before, nanochat", "replies only"),
+    ("before, ChatML", "with replay"),
+    ("before, ChatML", "without replay"),
+    ("before, ChatML", "learning rate 3e-3"),
     ("replies only", "all tokens"),
     ("with replay", "without replay"),
     ("with replay", "learning rate 1e-6"),
@@ -178,9 +184,9 @@ def _turns(model: Any, template: Template, material: Material) -> Measured:
 
 
 def run_arm(arm: str, seed: int, options: argparse.Namespace, material: Material) -> tuple[Measured, dict[str, Any]]:
-    """Train one arm with one seed and measure it; with 0 steps only measure."""
+    """Train one arm with one seed and measure it."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings_of(ARMS[arm], seed, max(options.steps, 1), folder, options.threads)
+        settings = settings_of((ARMS | BEFORE)[arm], seed, options.steps, folder, options.threads)
         runtime = start_runtime(settings.train.device, options.threads)
         data = build_data(settings)
         assert isinstance(data, RunData)
@@ -189,7 +195,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace, material: Material
         trainer.trainer.save = None  # only what training does to the model counts
         began = time.perf_counter()
         facts: dict[str, Any] = {"arm": arm, "seed": seed}
-        if options.steps:
+        if arm not in BEFORE:
             result = trainer.train()
             facts |= {"tokens": result.progress.tokens, "supervised_tokens": result.progress.supervised_tokens}
             facts["train_seconds"] = round(time.perf_counter() - began, 1)
@@ -241,9 +247,9 @@ def print_result(found: Mapping[str, Any]) -> None:
 def main() -> None:
     """Read the options, run every arm with every seed, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="of about 370 tokens; 0 measures the model as it comes")
+    parser.add_argument("--arms", default=";".join((*BEFORE, *ARMS)), help="separated by semicolons")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=18, help="of about 370 tokens")
     parser.add_argument("--rows", type=int, default=100, help="held-out general rows for the losses")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", help="write the result as JSON")
@@ -252,8 +258,8 @@ def main() -> None:
     material = Material(options.rows)
     measured: dict[str, list[Measured]] = {}
     runs = []
-    for arm in options.arms.split(","):
-        for seed in range(options.seeds):
+    for arm in options.arms.split(";"):
+        for seed in range(1 if arm in BEFORE else options.seeds):
             values, facts = run_arm(arm, seed, options, material)
             measured.setdefault(arm, []).append(values)
             runs.append(facts)
