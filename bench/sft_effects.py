@@ -224,24 +224,42 @@ def differences(measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, An
     return found
 
 
-def print_result(found: Mapping[str, Any]) -> None:
-    """Every arm's measures, then the differences."""
-    console = Console(highlight=False, width=150)
+def summary(found: Mapping[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """Every arm's measures, and the differences, as rows of cells; the first row of each is its heading."""
     names = list(dict.fromkeys(name for run in found["runs"] for name in run["measures"]))
-    table = Table("arm", *names, title="mean over seeds (lowest to highest)")
+    arms = [["arm", *names]]
     for arm in dict.fromkeys(run["arm"] for run in found["runs"]):
         cells = []
         for name in names:
             values = [run["measures"][name] for run in found["runs"] if run["arm"] == arm and name in run["measures"]]
-            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "")
-        table.add_row(arm, *cells)
-    console.print(table)
-    table = Table("from", "to", "measure", "change", "95 % interval", "beyond chance")
+            spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.2f}{spread}" if values else "")
+        arms.append([arm, *cells])
+    changes = [["from", "to", "measure", "change", "95 % interval", "beyond chance"]]
     for each in found["differences"]:
         interval = f"{each['low']:+.3f} to {each['high']:+.3f}"
-        row = (each["first"], each["second"], each["measure"], f"{each['value']:+.3f}", interval)
-        table.add_row(*row, "yes" if each["significant"] else "no")
-    console.print(table)
+        told = [each["first"], each["second"], each["measure"], f"{each['value']:+.3f}", interval]
+        changes.append([*told, "yes" if each["significant"] else "no"])
+    return arms, changes
+
+
+def print_result(found: Mapping[str, Any]) -> None:
+    """Both tables on the terminal."""
+    console = Console(highlight=False, width=170)
+    for rows in summary(found):
+        table = Table(*rows[0])
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Both tables for a document."""
+    blocks = []
+    for rows in summary(found):
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        blocks.append("\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]))
+    return "\n\n".join(blocks) + "\n"
 
 
 def main() -> None:
@@ -253,6 +271,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100, help="held-out general rows for the losses")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", help="write the result as JSON")
+    parser.add_argument("--markdown", help="write the tables for a document")
     options = parser.parse_args()
     silence()
     material = Material(options.rows)
@@ -264,12 +283,14 @@ def main() -> None:
             measured.setdefault(arm, []).append(values)
             runs.append(facts)
             print(json.dumps(facts, ensure_ascii=False), flush=True)
-    given = {name: value for name, value in vars(options).items() if name != "out"}
+    given = {name: value for name, value in vars(options).items() if name not in ("out", "markdown")}
     found = {"bench": "sft_effects", "options": given, "model": MODEL, "runs": runs}
     found |= {"differences": differences(measured), "machine": machine_facts()}
     print_result(found)
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.markdown:
+        Path(options.markdown).write_text(markdown(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
