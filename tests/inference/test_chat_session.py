@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fakes import ModelThatLearnedByHeart, byte_tokenizer
 
 from chatwright.conversations.schema import Conversation, Message, Part

@@ -45,16 +45,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the halves of `[T, H, D]` against each other by the tables `[T, D/2]` (Su et al. 2021).
 
-    Tables `[T, D]` (`whole_tables`) do it in fewer calls: for a few tokens without a gradient.
+    Tables `[T, 1, D]` (`whole_tables`) do it in fewer calls: for a few tokens without a gradient.
     """
-    if cos.shape[-1] == x.shape[-1]:
-        return torch.addcmul(x * cos[:, None], x.roll(x.shape[-1] // 2, -1), sin[:, None])
+    if cos.dim() == x.dim():
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
     return _rotate(x, cos, sin, 1) if _is_small(x) else _Rotation.apply(x, cos, sin)
 
 
 def whole_tables(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tables `[T, D/2]` as `[T, D]`: (cos, cos) and (−sin, sin), so that x · cos + swapped halves · sin rotates."""
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    """Tables `[T, D/2]` as `[T, 1, D]`: (cos, cos) and (−sin, sin), so that x · cos + swapped halves · sin rotates."""
+    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
