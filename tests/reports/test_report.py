@@ -75,7 +75,8 @@ def test_every_figure_equals_the_files(folder: Path) -> None:
     assert newest is not None
     manifest, figures = read_manifest(newest), final_figures(record)
     steps = [line for line in logged(folder) if "loss" in line]
-    heldout = [line["heldout_loss"] for line in logged(folder) if "heldout_loss" in line]
+    evaluated = [line for line in logged(folder) if "scores" in line]
+    heldout = [line["heldout_loss"] for line in evaluated]
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["plan"]
     seconds = sum(line["seconds"] for line in steps)
     assert record.finished and not record.missing
@@ -89,7 +90,10 @@ def test_every_figure_equals_the_files(folder: Path) -> None:
         "heldout_first": heldout[0],
         "heldout_last": heldout[-1],
         "heldout_best": min(heldout),
+        "heldout_bits_first": evaluated[0]["heldout_bits_per_byte"],
+        "heldout_bits_last": evaluated[-1]["heldout_bits_per_byte"],
         "seconds": pytest.approx(seconds, abs=1e-3),
+        "evaluation_seconds": pytest.approx(sum(line["seconds"] for line in evaluated), abs=1e-3),
         "tokens_per_second": pytest.approx(manifest.tokens / seconds),
         "supervised_tokens_per_second": pytest.approx(manifest.supervised_tokens / seconds),
         "packing_waste": plan["packing_waste"],
@@ -214,7 +218,8 @@ def test_what_is_missing_is_named_and_not_guessed(run: Path, name: str) -> None:
     expected = gone.get(
         name, {"first_loss", "last_loss", "seconds", "tokens_per_second", "supervised_tokens_per_second"}
     )
-    assert empty - {"heldout_first", "heldout_last", "heldout_best"} == expected
+    measured = {"heldout_first", "heldout_last", "heldout_best", "heldout_bits_first", "heldout_bits_last"}
+    assert empty - measured - {"evaluation_seconds"} == expected
     assert ("model.safetensors: missing" in markdown(document)) == (name == "checkpoint")
 
 
@@ -280,7 +285,7 @@ def test_the_page_is_whole_and_loads_nothing(folder: Path) -> None:
     assert not {"script", "img", "link", "iframe"} & {tag for tag, _ in found}
     assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
     assert sum(tag == "svg" and attributes["class"] == "curve" for tag, attributes in found) == 4
-    assert {"result", "curves", "run", "data", "ledger", "checkpoints", "recipe", "next"} == set(ids)
+    assert {"result", "curves", "evaluations", "run", "data", "ledger", "checkpoints", "recipe", "next"} == set(ids)
     assert "b &lt;i&gt;|*.jsonl" in text and "<i>|" not in text
 
 

@@ -52,6 +52,7 @@ def _plain_run(run: RunRecord) -> dict[str, Any]:
         "run": run.path,
         "finished": run.finished,
         "figures": final_figures(run),
+        "evaluations": [each.model_dump() for each in run.evaluations],
         "sources": [source.model_dump() for source in run.plan.sources] if run.plan else None,
         "ledger": run.ledger.to_dict() if run.ledger else None,
         "balances": all(each.holds for each in run.sums) if run.ledger else None,

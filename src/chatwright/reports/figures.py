@@ -21,7 +21,10 @@ FIGURES = {
     "heldout_first": "held-out loss, first",
     "heldout_last": "held-out loss, last",
     "heldout_best": "held-out loss, lowest",
+    "heldout_bits_first": "held-out bits per byte, first",
+    "heldout_bits_last": "held-out bits per byte, last",
     "seconds": "time of the steps logged",
+    "evaluation_seconds": "time of the evaluations",
     "tokens_per_second": "tokens a second in steps",
     "supervised_tokens_per_second": "supervised tokens a second in steps",
     "packing_waste": "room in packs left empty",
@@ -36,6 +39,7 @@ def final_figures(run: RunRecord) -> dict[str, Figure]:
     manifest, plan = run.manifest, run.plan
     losses = [each.loss for each in run.steps if each.loss is not None]
     heldout = [each.heldout_loss for each in run.evaluations if each.heldout_loss is not None]
+    bits = [each.heldout_bits_per_byte for each in run.evaluations if each.heldout_bits_per_byte is not None]
     seconds = sum(each.seconds for each in run.steps)
     found: dict[str, Figure] = dict.fromkeys(FIGURES)
     if manifest is not None:
@@ -47,6 +51,10 @@ def final_figures(run: RunRecord) -> dict[str, Figure]:
         found |= {"first_loss": losses[0], "last_loss": losses[-1]}
     if heldout:
         found |= {"heldout_first": heldout[0], "heldout_last": heldout[-1], "heldout_best": min(heldout)}
+    if bits:
+        found |= {"heldout_bits_first": bits[0], "heldout_bits_last": bits[-1]}
+    if run.evaluations:
+        found["evaluation_seconds"] = round(sum(each.seconds for each in run.evaluations), 3)
     if seconds > 0:
         found["seconds"] = round(seconds, 3)
         found["tokens_per_second"] = sum(each.tokens for each in run.steps) / seconds
@@ -58,7 +66,7 @@ def words_of(name: str, value: Figure) -> str:
     """A figure to read."""
     if value is None:
         return "–"
-    if name == "seconds":
+    if name.endswith("seconds"):
         return f"{value:.1f} s" if value < 60 else duration(value)
     if name == "packing_waste":
         return f"{value:.1%}"

@@ -10,8 +10,18 @@ from chatwright.inspection.ledger import Entry
 from chatwright.inspection.page_anchors import Anchors
 from chatwright.inspection.page_charts import compact
 from chatwright.reports.document import Chart, Document, Row, Section, Series, Table
+from chatwright.reports.evaluation_sections import (
+    evaluation_section,
+    first_and_last,
+    sample_section,
+    score_chart,
+    score_names,
+    score_table,
+)
 from chatwright.reports.figures import FIGURES, differing_settings, final_figures, words_of
 from chatwright.reports.run_record import RunRecord
+
+SCORES_IN_TILES = 2
 
 
 def run_report(run: RunRecord) -> Document:
@@ -22,6 +32,8 @@ def run_report(run: RunRecord) -> Document:
         Section("missing", "What isn't there", notes=run.missing),
         Section("result", "Result", _state(run), (Table(("figure", "value"), body),)),
         Section("curves", "Curves", charts=_charts([run], [""])),
+        *([evaluation_section(run)] if run.evaluations else []),
+        sample_section(run),
         Section("run", "What was trained", tables=(_identity(run),), notes=run.plan.warnings if run.plan else ()),
         Section("data", "Data", _data_lead(run), (_data(run),), notes=_contamination(run)),
         _ledger_section(run),
@@ -44,7 +56,7 @@ def comparison(first: RunRecord, second: RunRecord) -> Document:
         Section(
             "missing", "What isn't there", notes=tuple(f"{run.path}: {each}" for run in runs for each in run.missing)
         ),
-        Section("result", "Result", tables=(Table(("figure", *names), body),)),
+        Section("result", "Result", tables=(Table(("figure", *names), body), score_table(runs, names))),
         Section("curves", "Curves", charts=_charts(runs, names)),
         Section(
             "settings", "Settings that differ", "" if differing else "None.", (Table(("setting", *names), differing),)
@@ -75,7 +87,8 @@ def _state(run: RunRecord) -> str:
     elif run.finished:
         words = f"Finished: all {step:,} steps."
     elif run.stopped_early:
-        words = f"Ended early at step {step:,} of {run.plan.steps:,}: the held-out loss stopped falling."
+        metric = run.newest.manifest.progress.get("best_metric", "heldout_loss") if run.newest.manifest else ""
+        words = f"Ended early at step {step:,} of {run.plan.steps:,}: {metric} got no better."
     else:
         words = f"Not finished: step {step:,} of {run.plan.steps:,} is saved."
     last = run.steps[-1].step if run.steps else 0
@@ -99,12 +112,17 @@ def _tiles(run: RunRecord) -> tuple[tuple[str, str], ...]:
         (f"{figures['steps']:,}", f"steps of {planned:,}" if planned else "steps")
         if figures["steps"] is not None
         else None,
+        *((f"{first:.0%} → {last:.0%}", name) for name, (first, last) in _scores(run)),
         (compact(tokens), "tokens trained") if tokens is not None else None,
         (f"{supervised / tokens:.0%}", "of them supervised") if tokens and supervised is not None else None,
         (compact(round(speed)), "tokens a second") if speed is not None else None,
         (f"{waste:.1%}", "of the packs empty") if waste is not None else None,
     ]
     return tuple(tile for tile in tiles if tile is not None)
+
+
+def _scores(run: RunRecord) -> list[tuple[str, tuple[float, float]]]:
+    return [(name, first_and_last(run.evaluations, name)) for name in score_names(run)[:SCORES_IN_TILES]]
 
 
 def _identity(run: RunRecord) -> Table:
@@ -146,8 +164,11 @@ def _data_lead(run: RunRecord) -> str:
 
 
 def _contamination(run: RunRecord) -> tuple[str, ...]:
-    """The line on what rows were compared with; runs of older versions have none."""
-    return (run.plan.contamination,) if run.plan is not None and run.plan.contamination else ()
+    """What rows were compared with, and what was trained on nevertheless; runs of older versions have neither."""
+    line = (run.plan.contamination,) if run.plan is not None and run.plan.contamination else ()
+    met = {name: rows for name, rows in run.manifest.contamination.items() if rows} if run.manifest is not None else {}
+    told = ", ".join(f"{name} {rows:,}" for name, rows in met.items())
+    return (*line, *([f"rows trained on that hold evaluation items, by evaluation: {told}"] if met else []))
 
 
 def _data(run: RunRecord) -> Table:
@@ -210,18 +231,18 @@ def _checkpoints(run: RunRecord) -> Table:
             rows.append((each.name, "", "", "", "", f"damaged: {each.damage}"))
             continue
         sums = each.ledger.sums(finished=run.plan is not None and each.step == run.plan.steps)
-        heldout = each.manifest.metrics.get("heldout_loss")
+        best = [f"{name} {value:.4f}" for name, value in each.manifest.metrics.items()]
         rows.append(
             (
                 each.name + (" (best)" if each.best else ""),
                 f"{each.bytes / 1e6:,.1f} MB",
                 f"{each.manifest.tokens:,}",
-                f"{heldout:.4f}" if heldout is not None else "",
+                ", ".join(best),
                 "balances" if all(one.holds for one in sums) else "doesn't balance",
                 _minute(each.manifest.created),
             )
         )
-    return Table(("checkpoint", "size", "tokens", "best held out", "ledger", "made (UTC)"), tuple(rows))
+    return Table(("checkpoint", "size", "tokens", "best so far by", "ledger", "made (UTC)"), tuple(rows))
 
 
 def _recipe_section(run: RunRecord) -> Section:
@@ -256,6 +277,7 @@ def _charts(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[Chart, ...
         speeds.append(_series(name or "tokens/s", speed))
     charts = (
         Chart("Loss", "nats a supervised token", tuple(losses), from_zero=False),
+        score_chart(runs, names),
         Chart("Learning rate", "", tuple(rates)),
         Chart("Gradient norm", "before clipping", tuple(norms)),
         Chart("Speed", "tokens a second, in steps", tuple(speeds)),

@@ -1,6 +1,7 @@
 """What a run folder tells about its run: every figure read from its files, what is absent named, nothing guessed.
 
-Reads recipe.yaml, plan.json, metrics.jsonl, best.json and the checkpoints' manifest.json and training_state.json.
+Reads recipe.yaml, plan.json, metrics.jsonl, samples.jsonl, best.json and the checkpoints' manifest.json and
+training_state.json.
 Knows no model and no data; loads no torch.
 """
 
@@ -77,11 +78,34 @@ class LoggedStep(_Read):
     seconds: float
 
 
+class LoggedScore(_Read):
+    """A task's points of `total` problems."""
+
+    points: float
+    total: int
+
+    @property
+    def mean(self) -> float:
+        """Points a problem."""
+        return self.points / self.total
+
+
 class Evaluation(_Read):
-    """One held-out loss in metrics.jsonl."""
+    """One evaluation in metrics.jsonl; a value that wasn't finite, or wasn't measured, is None."""
 
     step: int
-    heldout_loss: float | None
+    heldout_loss: float | None = None
+    heldout_bits_per_byte: float | None = None
+    scores: dict[str, LoggedScore] = {}
+    seconds: float = 0.0
+
+
+class SampleReply(_Read):
+    """One reply in samples.jsonl."""
+
+    step: int
+    prompt: str
+    reply: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +142,7 @@ class RunRecord:
     ledger: Ledger | None
     steps: tuple[LoggedStep, ...]
     evaluations: tuple[Evaluation, ...]
+    samples: tuple[SampleReply, ...]
     checkpoints: tuple[SavedStep, ...]
     newest: SavedStep | None
     missing: tuple[str, ...]
@@ -126,6 +151,11 @@ class RunRecord:
     def manifest(self) -> Manifest | None:
         """Of the newest complete checkpoint."""
         return self.newest.manifest if self.newest else None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the checkpoint that is marked as the best."""
+        return next((each.step for each in self.checkpoints if each.best), None)
 
     @property
     def finished(self) -> bool:
@@ -164,12 +194,14 @@ def read_run(path: str | Path, recipe_type: type[Settings]) -> RunRecord:
     recipe, changed = _recipe(folder.path / "recipe.yaml", recipe_type) if present["recipe.yaml"] else ({}, "")
     plan, planned_ledger = _plan(folder.path / "plan.json") if present["plan.json"] else (None, None)
     steps, evaluations = _metrics(folder)
+    replies = folder.path / "samples.jsonl"
+    samples = tuple(_checked(SampleReply, each, replies) for each in folder.read_samples())
     checkpoints = tuple(_checkpoint(each, best_checkpoint(folder.path)) for each in saved)
     newest = next((each for each in reversed(checkpoints) if each.damage is None), None)
     present["complete checkpoint"] = newest is not None
     missing = [f"no {name}: {LOSSES[name]}" for name, there in present.items() if not there]
     ledger = newest.ledger if newest else planned_ledger
-    run = (steps, evaluations, checkpoints, newest, tuple(missing))
+    run = (steps, evaluations, samples, checkpoints, newest, tuple(missing))
     return RunRecord(str(path), recipe, changed, plan, ledger, *run)
 
 
@@ -190,7 +222,7 @@ def _plan(path: Path) -> tuple[Plan, Ledger]:
 def _metrics(folder: RunFolder) -> tuple[tuple[LoggedStep, ...], tuple[Evaluation, ...]]:
     path, records = folder.path / "metrics.jsonl", folder.read_metrics()
     steps = (_checked(LoggedStep, each, path) for each in records if "loss" in each)
-    evaluations = (_checked(Evaluation, each, path) for each in records if "heldout_loss" in each)
+    evaluations = (_checked(Evaluation, each, path) for each in records if "scores" in each or "heldout_loss" in each)
     return tuple(steps), tuple(evaluations)
 
 
