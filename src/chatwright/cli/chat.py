@@ -7,6 +7,7 @@ from chatwright.errors import UserError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tool_choice import choose_tools
+from chatwright.models.generation_weights import GenerationWeights, generation_weights
 from chatwright.recipes.showcase import shown
 from chatwright.recipes.talking import talk_to
 from chatwright.settings import build
@@ -23,11 +24,13 @@ def run_chat(
     options: Options,
     tools: str | None = None,
     allow_unsafe: bool = False,
+    weights: str = GenerationWeights.PACKED,
 ) -> None:
     """Answer one prompt and print only the reply, or talk until the user leaves.
 
     Args:
         tools: names with commas between, or `none`; None for the calculator, without listing it in the prompt.
+        weights: see `GenerationWeights`.
         allow_unsafe: run the Python tool's programs even where nothing isolates them.
     """
     temperature, top_p, top_k, max_new_tokens, seed = options
@@ -36,7 +39,8 @@ def run_chat(
     chosen = None if tools is None else choose_tools(_names(tools), allow_unsafe=allow_unsafe)
     prompt = None if prompt is None else _readable(prompt)
     names = [model, *([compare] if compare else [])]
-    sessions = [talk_to(name, settings, system=system) for name in names]
+    kind = generation_weights(weights)
+    sessions = [talk_to(name, settings, system=system, weights=kind) for name in names]
     if tools is not None:
         for session in sessions:
             session.use_tools(chosen and chosen.toolbox, chosen.definitions if chosen else ())

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 INT8_ROWS = 2
-"""Rows up to which the int8 kernel is faster than making the weight plain and multiplying."""
+"""Rows of bf16 up to which the int8 kernel is faster than making the weight plain and multiplying."""
 
 
 class PackedLinear(nn.Module):
@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, I]` → `[B, O]`."""
-        if x.shape[0] <= INT8_ROWS:
+        if x.dtype is torch.bfloat16 and x.shape[0] <= INT8_ROWS:
             out = torch._weight_int8pack_mm(x, self.numbers, self.scales)
         else:
             out = F.linear(x, self.numbers.to(x.dtype)).mul_(self.scales)

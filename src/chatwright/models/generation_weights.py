@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chatwright.errors import ModelError
+from chatwright.errors import ConfigError, ModelError
 from chatwright.models.attention import Attention
 from chatwright.models.compact_linear import Int8Linear, PackedLinear
 from chatwright.models.feed_forward import FeedForward
@@ -31,6 +31,18 @@ class GenerationWeights(StrEnum):
 
     PACKED = "packed"
     INT8 = "int8"
+
+
+def generation_weights(name: str) -> GenerationWeights:
+    """The kind of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in list(GenerationWeights):
+        known = " or ".join(GenerationWeights)
+        raise ConfigError([f"weights: must be {known} (found {name!r})"], source="weights")
+    return GenerationWeights(name)
 
 
 def prepare_for_generation(model: CausalLM, weights: GenerationWeights = GenerationWeights.PACKED) -> None:

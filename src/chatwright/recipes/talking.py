@@ -7,13 +7,14 @@ from typing import cast
 
 import torch
 
-from chatwright.checkpoints.imports import resolve_model
+from chatwright.checkpoints.imports import ResolvedModel, resolve_model
+from chatwright.errors import ModelError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.responder import make_engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
 from chatwright.models.foreign import ForeignLM
-from chatwright.models.generation_weights import prepare_for_generation
+from chatwright.models.generation_weights import GenerationWeights, prepare_for_generation
 from chatwright.models.transformer import CausalLM
 from chatwright.recipes.model import load_weights
 from chatwright.recipes.template_record import serving_template
@@ -21,8 +22,36 @@ from chatwright.runtime import compute_dtype, start_runtime
 from chatwright.templates.template import Template
 
 
+def load_for_generation(
+    resolved: ResolvedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: GenerationWeights = GenerationWeights.PACKED,
+) -> CausalLM | ForeignLM:
+    """A model that only generates, and can't be trained or saved.
+
+    Raises:
+        ModelError: it can't be loaded, or int8 weights are asked for where there are no kernels for them.
+    """
+    model = load_weights(resolved, torch.float32, device).to(dtype)
+    if isinstance(model, CausalLM):
+        prepare_for_generation(model, weights)
+    elif weights is not GenerationWeights.PACKED:
+        raise ModelError(
+            f"a {model.config.model_type} model runs through transformers, where weights can't be {weights}",
+            place=str(resolved.source),
+            hint="leave --weights out",
+        )
+    return cast(CausalLM | ForeignLM, model)
+
+
 def talk_to(
-    name: str | Path, settings: SamplingSettings | None = None, *, system: str | None = None, device: str = "auto"
+    name: str | Path,
+    settings: SamplingSettings | None = None,
+    *,
+    system: str | None = None,
+    device: str = "auto",
+    weights: GenerationWeights = GenerationWeights.PACKED,
 ) -> ChatSession:
     """Load a model and open a conversation with it.
 
@@ -30,6 +59,7 @@ def talk_to(
         name: anything `resolve_model` finds.
         settings: how replies are drawn.
         system: the system message.
+        weights: `int8` halves the memory on a CPU and is faster, but no longer quite the same model.
 
     Raises:
         ModelError, TemplateError, CheckpointError: it can't be found, loaded, or served as it was trained.
@@ -37,10 +67,8 @@ def talk_to(
     runtime = start_runtime(device)  # type: ignore[arg-type]
     resolved = resolve_model(name)
     template = serving_template(resolved.text_folder)
-    model = load_weights(resolved, torch.float32, runtime.device).to(compute_dtype("auto", runtime.device))
-    if isinstance(model, CausalLM):
-        prepare_for_generation(model)
-    return session_for(cast(CausalLM | ForeignLM, model), template, settings, system=system)
+    model = load_for_generation(resolved, runtime.device, compute_dtype("auto", runtime.device), weights)
+    return session_for(model, template, settings, system=system)
 
 
 def session_for(
