@@ -116,7 +116,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = load_recipe(options.recipe, options.set or [])
     with tempfile.TemporaryDirectory() as folder:
         # Guards and the curve measure all there is; what the recipe itself measures would only take time.
-        settings = settings.model_copy(update={"out": f"{folder}/run", "eval": EvaluationSettings(at=())})
+        settings = settings.model_copy(
+            update={"out": options.keep or f"{folder}/run", "eval": EvaluationSettings(at=())}
+        )
         runtime = start_runtime(settings.train.device, options.threads or settings.train.threads)
         data = build_data(settings)
         assert isinstance(data, RunData), "a streamed recipe has no end to measure at"
@@ -130,7 +132,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         curve, guards = Curve(measure, options.every), Guards(data, model, options.arc)
         trainer = build_trainer(settings, data, model, runtime, hooks=[curve], show_progress=False)
-        trainer.trainer.save = None  # a checkpoint is no part of the measurement
+        if not options.keep:
+            trainer.trainer.save = None
         before = guards.measure()
         trainer.train()
         return {
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("--arc", type=int, default=0, help="so many ARC-Easy questions, before and after")
     parser.add_argument("--bar", type=float, help="a line at so many percent in the picture")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep", help="keep the trained model in this run folder, to chat with and compare")
     parser.add_argument("--set", action="append", help="a.b=value, changes the recipe")
     parser.add_argument("--out", help="write the result as JSON")
     parser.add_argument("--svg", help="write the curve as a picture")
