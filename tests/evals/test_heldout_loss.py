@@ -165,6 +165,15 @@ def test_what_does_not_fit_is_left_out_and_told(meter: LossMeter) -> None:
         evaluate_heldout(OneSubject(meter), heldout([]), QUIET)
 
 
+def test_what_the_template_cannot_render_is_left_out_and_told(meter: LossMeter) -> None:
+    """A base model has no words for a tool call that its fine-tune makes."""
+    calls = Message("assistant", (Part("tool_call", "1+1", "calculator"), Part("tool_result", "2"), Part("text", "2")))
+    called = Conversation((Message.of("user", "1+1?"), calls))
+    result = evaluate_heldout(OneSubject(meter), heldout([*rows(2), called, *rows(1)]), QUIET)
+    assert ["unanswered" in record.details for record in result.records] == [False, False, True, False]
+    assert "no tool grammar" in result.records[2].details["unanswered"]
+
+
 def test_documents_are_measured_in_pieces(meter: LossMeter) -> None:
     text = "The river is behind the hill. " * 60
     document = Conversation((Message("user", (Part("text", text),)),), document=True)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from chatwright.cli.train import INTERRUPTED, prepare, report
 from chatwright.console import duration, note, out, table
 from chatwright.conversations.schema import Message
+from chatwright.evals.run import TaskResult
+from chatwright.evals.scoreboard import footnotes, make_scoreboard, table_columns, table_rows
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.run_settings import load_recipe
-from chatwright.recipes.showcase import PROMPTS, Score, answers, score_task, shown
+from chatwright.recipes.showcase import PROMPTS, answers, score_tasks, shown
 from chatwright.recipes.talking import session_for, talk_to
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import start_runtime
@@ -29,7 +31,7 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     note(f"loading {settings.model}")
     session = talk_to(settings.model, SAMPLING, device=settings.train.device)
     before = answers(session, PROMPTS)
-    scores_before = [score_task(session, task, count) for task, count in SCORED.items()]
+    scores_before = score_tasks(session, "before", SCORED)
     del session
     _print_answers(before, None)
 
@@ -45,7 +47,7 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     console.rule("3 · before and after")
     session = session_for(prepared.model.model.eval(), prepared.data.text.template, SAMPLING)
     after = answers(session, PROMPTS)
-    scores_after = [score_task(session, task, count) for task, count in SCORED.items()]
+    scores_after = score_tasks(session, "after", SCORED)
     _print_answers(before, after)
     _print_scores(scores_before, scores_after, losses)
     share = result.progress.supervised_tokens / max(result.progress.tokens, 1)
@@ -74,9 +76,12 @@ def _short(text: str, most: int = 240) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _print_scores(before: Sequence[Score], after: Sequence[Score], losses: Sequence[float]) -> None:
-    names = [f"{task}, held-out problems" for task in SCORED]
-    rows = [(name, str(b), str(a)) for name, b, a in zip(names, before, after, strict=True)]
+def _print_scores(before: Sequence[TaskResult], after: Sequence[TaskResult], losses: Sequence[float]) -> None:
+    """Held-out problems with their intervals and the change; the held-out loss behind them."""
+    board = make_scoreboard([before, after])
+    rows = table_rows(board)
     if losses:
-        rows.append(("held-out loss", f"{losses[0]:.3f}", f"{losses[-1]:.3f}"))
-    out().print(table("scores", ("measure", "before", "after"), rows))
+        rows.append(("held-out loss", "nats a token", None, None, f"{losses[0]:.3f}", f"{losses[-1]:.3f}"))
+    out().print(table("scores on held-out problems", table_columns(board), rows))
+    for line in footnotes(board):
+        note(line)

@@ -64,6 +64,7 @@ class EvalRequest:
     choice_by: str = "logprobs"
     batch_rows: int | None = None
     device: str = "auto"
+    dtype: str | None = None
     examples: str | None = None
     fresh: bool = False
     json_file: str | None = None
@@ -163,8 +164,8 @@ def _openers(request: EvalRequest) -> Iterator[Opener]:
 
 @contextmanager
 def _local(name: str, request: EvalRequest) -> Iterator[tuple[Subject, _Column]]:
-    choice: Any = request.choice_by
-    opened = open_subject(name, device=request.device, batch_rows=request.batch_rows, choice_by=choice)
+    how: dict[str, Any] = {"device": request.device, "dtype": request.dtype, "choice_by": request.choice_by}
+    opened = open_subject(name, batch_rows=request.batch_rows, **how)
     folder = Path(request.examples) / file_name(name) if request.examples else opened.folder
     yield opened.subject, _Column([], opened.subject.identity(), folder, opened.contamination)
     del opened

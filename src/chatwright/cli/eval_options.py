@@ -33,6 +33,9 @@ def eval_(
     ] = "logprobs",
     batch_rows: Annotated[int | None, typer.Option(help="Replies generated at once, at most.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or npu.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bfloat16, float32 …; if not given, float32 on a CPU, else auto.")
+    ] = None,
     examples: Annotated[
         str | None,
         typer.Option(
@@ -63,5 +66,5 @@ def eval_(
     settings = {"limit": limit, "split": split, "seed": seed, "samples": samples, **drawn}
     server = Endpoint(endpoint, endpoint_model, endpoint_key, concurrency, endpoint_tools) if endpoint else None
     names, sets = tuple(models or ()), tuple(heldout or ())
-    how = (choice_by, batch_rows, device, examples, fresh, json_file, allow_unsafe_code)
+    how = (choice_by, batch_rows, device, dtype, examples, fresh, json_file, allow_unsafe_code)
     run_eval(EvalRequest(names, tasks, sets, settings, server, *how))

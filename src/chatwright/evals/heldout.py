@@ -21,6 +21,7 @@ import torch
 from chatwright.batches.collate import collate
 from chatwright.batches.token_store import TokenStore
 from chatwright.conversations.schema import Conversation
+from chatwright.errors import TemplateError
 from chatwright.evals.trials import Outcome, Trial
 from chatwright.losses.linear_cross_entropy import weighted_nll
 from chatwright.models.foreign import ForeignLM
@@ -62,11 +63,7 @@ class LossMeter:
     template: Template
 
     def measure(self, trials: Sequence[Trial], heldout: HeldoutSet) -> Iterator[tuple[int, Outcome]]:
-        """The sums of each conversation, with its number.
-
-        Raises:
-            TemplateError: a conversation can't be rendered.
-        """
+        """The sums of each conversation, with its number; without them, why it can't be measured."""
         for start in range(0, len(trials), CONVERSATIONS_AT_ONCE):
             group = trials[start : start + CONVERSATIONS_AT_ONCE]
             policies = [heldout.train_on[trial.problem] for trial in group]
@@ -76,28 +73,38 @@ class LossMeter:
 
     def _rendered(
         self, conversations: Sequence[Conversation], policies: Sequence[TrainOn | None]
-    ) -> list[list[RenderedExample]]:
-        """The examples of each; documents longer than the context in pieces, as they are trained."""
-        made: dict[int, list[RenderedExample]] = {}
+    ) -> list[list[RenderedExample] | str]:
+        """The examples of each, documents longer than the context in pieces; or why there are none."""
+        made: dict[int, list[RenderedExample] | str] = {}
         order = sorted(range(len(conversations)), key=lambda place: str(policies[place]))
         for policy, places in groupby(order, key=lambda place: policies[place]):
             alike = list(places)
-            rendered = self.template.render_many([conversations[place] for place in alike], policy)
-            made |= dict(zip(alike, rendered, strict=True))
+            try:
+                made |= dict(zip(alike, self._render([conversations[place] for place in alike], policy), strict=True))
+            except TemplateError:  # one that can't be rendered doesn't take the others with it
+                made |= {place: self._render_one(conversations[place], policy) for place in alike}
+        return [made[place] for place in range(len(conversations))]
+
+    def _render_one(self, conversation: Conversation, policy: TrainOn | None) -> list[RenderedExample] | str:
+        try:
+            return self._render([conversation], policy)[0]
+        except TemplateError as error:
+            return error.message
+
+    def _render(self, conversations: Sequence[Conversation], policy: TrainOn | None) -> list[list[RenderedExample]]:
+        rendered = self.template.render_many(conversations, policy)
         most = self.model.max_positions
         return [
-            [piece for example in made[place] for piece in split_document(example, most)]
-            if conversations[place].document
-            else made[place]
-            for place in range(len(conversations))
+            [piece for example in group for piece in split_document(example, most)] if each.document else group
+            for each, group in zip(conversations, rendered, strict=True)
         ]
 
-    def _outcomes(self, rendered: Sequence[Sequence[RenderedExample]]) -> Iterator[tuple[int, Outcome]]:
+    def _outcomes(self, rendered: Sequence[list[RenderedExample] | str]) -> Iterator[tuple[int, Outcome]]:
         owners: list[int] = []
         examples: list[RenderedExample] = []
         for place, group in enumerate(rendered):
-            reason = self._unfit(group)
-            if reason is not None:
+            reason = group if isinstance(group, str) else self._unfit(group)
+            if reason is not None or isinstance(group, str):
                 yield place, Outcome(None, {"unanswered": reason})
                 continue
             kept = [example for example in group if example.num_supervised]

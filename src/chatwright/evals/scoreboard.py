@@ -14,6 +14,7 @@ from chatwright.inspection.evaluation_texts import compared_split
 
 USUAL_SPLIT = "test"
 """The split that a table needn't name."""
+REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +183,13 @@ def footnotes(board: Scoreboard) -> list[str]:
             if cell.unanswered:
                 counted = "counted as wrong" if row.is_share else "left out"
                 without = _counted(cell.unanswered, "problem")
-                notes.append(f"{row.label}: {without} without a reply of {name}, {counted}: {', '.join(cell.reasons)}")
+                notes.append(f"{row.label}: {without} without a reply of {name}, {counted}: {_few(cell.reasons)}")
     return list(dict.fromkeys(notes))
+
+
+def _few(reasons: Sequence[str]) -> str:
+    more = len(reasons) - REASONS_SHOWN
+    return "; ".join([*reasons[:REASONS_SHOWN], *([f"{more} other reasons"] if more > 0 else [])])
 
 
 def _counted(number: int, what: str) -> str:

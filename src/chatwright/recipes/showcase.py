@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chatwright.conversations.schema import Conversation, Message
+from chatwright.evals.local import LocalSubject
+from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
+from chatwright.evals.selection import select_tasks
 from chatwright.inference.chat_session import ChatSession
-from chatwright.tasks.registry import make_task
 
 PROMPTS = (
     "Who are you?",
@@ -56,10 +58,19 @@ def score_replies(session: ChatSession, problems: Sequence[Conversation], reward
     return Score(rewards, len(problems))
 
 
-def score_task(session: ChatSession, name: str, count: int, seed: int = 0) -> Score:
-    """The model's own replies to `count` held-out problems of a built-in task, graded by the task."""
-    task = make_task(name)
-    return score_replies(session, task.conversations("test", count, seed), task.grade)
+def score_tasks(session: ChatSession, name: str, tasks: Mapping[str, int]) -> list[TaskResult]:
+    """The model's own replies to so many held-out problems of each built-in task, graded by the task.
+
+    Args:
+        name: what tables call the model as it is now.
+    """
+    subject = LocalSubject(name, session.responder, "in memory")
+    room = session.settings.max_new_tokens
+    return [
+        evaluate_task(subject, task, EvalSettings(limit=count, max_new_tokens=room), Session())
+        for label, count in tasks.items()
+        for task in select_tasks(label)
+    ]
 
 
 def shown(message: Message) -> str:

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from chatwright.checkpoints.contamination import contamination_of
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.checkpoints.lineage import model_hash
@@ -17,12 +19,18 @@ from chatwright.evals.endpoint import ChoiceBy
 from chatwright.evals.heldout import HeldoutSet
 from chatwright.evals.local import LocalSubject
 from chatwright.evals.records import file_name
+from chatwright.inference.responder import Responder, make_engine
+from chatwright.inference.tools import ToolBox
+from chatwright.models.generation_weights import prepare_for_generation
+from chatwright.models.transformer import CausalLM
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.rows import RowReader
 from chatwright.recipes.data import build_data
+from chatwright.recipes.model import load_weights
 from chatwright.recipes.rendering import plan_entries, read_entry
 from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
-from chatwright.recipes.talking import talk_to
+from chatwright.recipes.template_record import serving_template
+from chatwright.runtime import DtypeName, compute_dtype, start_runtime
 from chatwright.settings import build
 from chatwright.templates.base import TrainOn
 
@@ -46,23 +54,36 @@ class Opened:
 
 
 def open_subject(
-    name: str, *, device: str = "auto", batch_rows: int | None = None, choice_by: ChoiceBy = "logprobs"
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: DtypeName | None = None,
+    batch_rows: int | None = None,
+    choice_by: ChoiceBy = "logprobs",
 ) -> Opened:
     """Load a model to measure it.
 
     Args:
         name: anything `resolve_model` finds.
+        dtype: what it computes in; None is float32 on a CPU and `auto` elsewhere. In bfloat16 a product's last bits
+            depend on how many rows are multiplied together, so that single replies differ between batches.
         batch_rows: replies generated at once, at most; the engine's own bound where not given.
 
     Raises:
         ModelError, TemplateError, CheckpointError: it can't be found, loaded, or served as it was trained.
     """
     resolved = resolve_model(name)
-    responder = talk_to(name, device=device).responder
-    if batch_rows is not None:
-        responder.engine.max_rows = batch_rows
-    dtype = str(next(responder.engine.model.parameters()).dtype).removeprefix("torch.")
-    subject = LocalSubject(name, responder, f"{_weights_hash(resolved)[:16]} {dtype}", choice_by=choice_by)
+    runtime = start_runtime(device)  # type: ignore[arg-type]
+    template = serving_template(resolved.text_folder)
+    chosen = dtype or ("float32" if runtime.device.type == "cpu" else "auto")
+    precision = compute_dtype(chosen, runtime.device)
+    model = load_weights(resolved, torch.float32, runtime.device).to(precision)
+    if isinstance(model, CausalLM):
+        prepare_for_generation(model)
+    limits = {} if batch_rows is None else {"max_rows": batch_rows}
+    responder = Responder(make_engine(model, template, **limits), template, ToolBox())
+    weights = f"{_weights_hash(resolved)[:16]} {str(precision).removeprefix('torch.')}"
+    subject = LocalSubject(name, responder, weights, choice_by=choice_by)
     trained = resolved.checkpoint or resolved.adapter or resolved.folder
     return Opened(subject, results_folder(name, resolved), contamination_of(trained))
 
