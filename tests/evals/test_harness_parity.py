@@ -6,6 +6,8 @@ Needs the extra `harness`; skipped without it.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +280,23 @@ def test_the_command_line_is_lm_evals(tasks: TaskManager, folder: Path, tmp_path
     results = json.loads(path.read_text(encoding="utf-8"))
     assert results["config"]["model"] == "chatwright" and results["config"]["model_dtype"] == "torch.float32"
     assert len(results["config"]["model_sha"]) == 64 and "acc,none" in results["results"]["tiny_choice"]
+
+
+@pytest.mark.slow
+def test_ranks_share_the_documents(tasks: TaskManager, ours: ChatwrightLM, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "chatwright", "harness"]
+    arguments = ["--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu", "--output_path", str(out)]
+    arguments += ["--tasks", ",".join(NAMES), "--include_path", str(tmp_path), "--log_samples"]
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = out.rglob("results_*.json")
+    shared = json.loads(path.read_text(encoding="utf-8"))["results"]
+    alone = lm_eval.simple_evaluate(ours, tasks=NAMES, task_manager=tasks)
+    assert alone is not None
+    for name in NAMES:
+        lines = [json.loads(line) for found in out.rglob(f"samples_{name}_*") for line in found.open()]
+        assert sorted(line["doc_id"] for line in lines) == list(range(len(QUESTIONS)))
+        for metric, value in alone["results"][name].items():
+            if isinstance(value, float) and "stderr" not in metric:
+                assert shared[name][metric] == pytest.approx(value), (name, metric)

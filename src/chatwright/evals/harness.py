@@ -8,8 +8,11 @@ ours: all requests of a call at once, a prefix that several share computed once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -20,6 +23,7 @@ from chatwright.evals.harness_text import HarnessText
 from chatwright.inference.completion import Completer
 from chatwright.inference.engine import Engine
 from chatwright.inference.sampling import SamplingSettings
+from chatwright.runtime import Runtime
 from chatwright.settings import build
 from chatwright.templates.twin import Place
 
@@ -40,13 +44,21 @@ class HarnessModel(LM):  # type: ignore[misc]
     Args:
         engine: stops where the model's replies stop.
         text: encodes, renders and decodes.
+        runtime: this process among its ranks; lm-eval deals the documents out to them.
         max_length: tokens that one request may take; the model's context when None.
         seed: of what is sampled.
     """
 
-    def __init__(self, engine: Engine, text: HarnessText, *, max_length: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, text: HarnessText, runtime: Runtime, *, max_length: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         self.engine, self.text, self.seed = engine, text, seed
+        self._rank, self._world_size = runtime.rank, runtime.world_size
+        self._device = torch.device("cpu")  # where lm-eval makes the counts that the ranks exchange
+        # Ranks may finish hours apart, so theirs is a group that waits for a day.
+        many = runtime.world_size > 1
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if many else None
         context = engine.model.max_positions
         if max_length is not None and not 1 < max_length <= context:
             message = f"must lie between 2 and the model's context of {context} tokens, found {max_length}"
@@ -173,6 +185,24 @@ class HarnessModel(LM):  # type: ignore[misc]
         limit = int(limits[0]) if limits else MAX_NEW_TOKENS
         fields = {**chosen, "stop": stop, "max_new_tokens": limit, "seed": self.seed}
         return build(SamplingSettings, fields, "gen_kwargs")
+
+    # Ranks
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A number of each rank, on every rank: `[W]`."""
+        gathered = [torch.zeros_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor, group=self._group)
+        return torch.stack(gathered)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """What each rank gives, on rank `dst`; None on the others."""
+        gathered = [None] * self.world_size if self.rank == dst else None
+        dist.gather_object(obj, gathered, dst, group=self._group)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self._group)
 
     # Chat templates and names
 

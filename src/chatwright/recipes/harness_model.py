@@ -13,6 +13,7 @@ from typing import Any
 
 import lm_eval.models  # noqa: F401 - registers lm-eval's own models, which it leaves out once ours is there
 import torch
+import torch.distributed as dist
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 
@@ -97,7 +98,7 @@ class ChatwrightLM(HarnessModel):
             begin = _begin_of_text(tokenizer.bos_id, pretrained) if add_bos_token else []
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         text = HarnessText(tokenizer, template, begin, prefix_token_id, variables)
-        super().__init__(engine, text, max_length=max_length, seed=seed)
+        super().__init__(engine, text, runtime, max_length=max_length, seed=seed)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside its results: which weights, in which precision."""
@@ -161,3 +162,5 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         cli_evaluate()
     finally:
         sys.argv = before
+        if dist.is_initialized():
+            dist.destroy_process_group()
