@@ -128,5 +128,9 @@ def test_both_recipes_share_nanochats_settings() -> None:
         return load_recipe(name).model_dump(exclude={"data", "heldout", "model", "out"})
 
     assert common("nanochat_sft") == common("nanochat_sft_local")
-    packing = load_recipe("nanochat_sft").packing
+    recipe = load_recipe("nanochat_sft")
+    assert (recipe.eval.every, recipe.eval.tasks_every, recipe.eval.batch_rows) == (100, 200, 8)
+    assert {(task.metric, task.limit) for task in recipe.eval.tasks} == {("MMLU", 1024), ("ARC-Easy", 1024)}
+    assert recipe.tracking.nanochat_names
+    packing = recipe.packing
     assert (packing.by, packing.examples_per_step, packing.last_step) == ("examples", 32, "drop")

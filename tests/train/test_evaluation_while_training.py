@@ -96,6 +96,21 @@ def test_points_and_a_rhythm_add_up(tiny_model: Path, rows: Path, tmp_path: Path
     assert evaluations(tmp_path / "silent") == []
 
 
+def test_tasks_may_be_scored_more_seldom(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """As nanochat does: the loss every 3 steps, tasks every 8, all of it at the end."""
+    seldom = {**MEASURED, "at": [1], "every": 3, "tasks_every": 8, "best": "facts"}
+    run = train(evaluated(tiny_model, rows, tmp_path / "run", seldom))
+    lines = evaluations(tmp_path / "run")
+    assert [(line["step"], sorted(line["scores"])) for line in lines] == [
+        *((step, []) for step in (3, 6)),
+        (8, ["facts", "letter_counting"]),
+        (9, []),
+        (12, ["facts", "letter_counting"]),
+    ]
+    assert {line["step"] for line in samples(tmp_path / "run")} == {8, 12}
+    assert run.result.progress.best_step in (8, 12) and run.result.progress.worse_evaluations <= 1
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -245,6 +260,7 @@ def test_what_cannot_be_measured_is_said_at_once(tiny_model: Path, rows: Path, t
         ({"eval": {"heldout": True}}, r"eval\.heldout is set, but there is no held-out data"),
         ({"eval": {"every": 5}}, r"nothing else to measure"),
         ({"eval": {"at": [0.5]}}, r"nothing else to measure"),
+        ({"eval": {"tasks_every": 5}, "heldout": {"share": 0.5}}, r"there are no eval\.tasks or eval\.prompts"),
         ({"eval": {"best": "heldout_loss"}}, r"eval\.best: heldout_loss isn't measured here; measured are: none"),
         ({"train": {"early_stopping_patience": 2}, "eval": {"every": 2, "prompts": ["Hi"]}}, r"no such metric"),
         ({"train": {"evaluate_every": 7}}, r"evaluate_every is eval\.every now: write `eval: \{every: 7\}`"),

@@ -76,7 +76,7 @@ def plan_evaluations(
     tasks = crew.together(lambda: tuple(prepare_task(task, template) for task in chosen.tasks))
     crew.together(lambda: _require_room(chosen.prompts, model, template))
     return EvaluationPlan(
-        Evaluator(chosen, model, template, session, tasks, heldout),
+        Evaluator(chosen, model, template, session, tasks, heldout, chosen.task_steps(data.num_steps)),
         steps,
         best,
         higher_is_better=best is not None and metrics[best],
@@ -166,7 +166,7 @@ class HeldoutMeasure:
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Measures all that a recipe asks for."""
+    """Measures all that a recipe asks for; tasks and prompts only after `task_steps`."""
 
     chosen: EvaluationSettings
     model: CausalLM | ForeignLM
@@ -174,6 +174,7 @@ class Evaluator:
     session: Session
     tasks: tuple[KeptTask, ...]
     heldout: HeldoutMeasure | None
+    task_steps: frozenset[int]
 
     def __call__(self, step: int) -> Evaluation:
         """What the model as it is gives, the same on every rank.
@@ -184,7 +185,7 @@ class Evaluator:
         values: dict[str, float] = {}
         if self.heldout is not None:
             values |= self.heldout.values(self.session.crew.together(self.heldout.here))
-        if not (self.tasks or self.chosen.prompts):
+        if step not in self.task_steps or not (self.tasks or self.chosen.prompts):
             return Evaluation(step, values)
         with generating(self.model) if isinstance(self.model, CausalLM) else nullcontext():
             engine = make_engine(self.model, self.template, max_rows=self.chosen.batch_rows)

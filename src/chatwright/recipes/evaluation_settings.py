@@ -78,7 +78,8 @@ class EvaluationSettings(Settings):
 
     Args:
         at: parts of the run after which to evaluate: 0 is before training, 1 the end.
-        every: besides, after every so many steps.
+        every: besides, after every so many steps. tasks_every: the same for tasks and prompts, which take longer than
+            the held-out loss; `every` where not given.
         heldout: the loss and the bits per byte of the held-out data (`heldout`); by default where there are any.
         tasks: tasks to score.
         prompts: prompts whose replies are kept in samples.jsonl, to see the model change.
@@ -91,6 +92,7 @@ class EvaluationSettings(Settings):
 
     at: tuple[Part, ...] = (0.0, 1.0)
     every: PositiveInt | None = None
+    tasks_every: PositiveInt | None = None
     heldout: bool | None = None
     tasks: tuple[EvaluationTask, ...] = ()
     prompts: tuple[str, ...] = ()
@@ -110,8 +112,12 @@ class EvaluationSettings(Settings):
 
     def steps(self, num_steps: int) -> frozenset[int]:
         """The steps after which to evaluate, of a run of so many."""
-        regular = range(self.every, num_steps + 1, self.every) if self.every else ()
-        return frozenset({round(part * num_steps) for part in self.at}.union(regular))
+        return self.task_steps(num_steps).union(_regular(self.every, num_steps))
+
+    def task_steps(self, num_steps: int) -> frozenset[int]:
+        """Those after which tasks and prompts are measured, too."""
+        points = {round(part * num_steps) for part in self.at}
+        return frozenset(points.union(_regular(self.tasks_every or self.every, num_steps)))
 
     def metrics(self, *, has_heldout: bool) -> dict[str, bool]:
         """Every metric that decides between checkpoints, and whether more of it is better."""
@@ -131,10 +137,17 @@ class EvaluationSettings(Settings):
         if self.heldout and not has_heldout:
             yield "eval.heldout is set, but there is no held-out data: set heldout.share or heldout.data"
         metrics = self.metrics(has_heldout=has_heldout)
-        if (self.every or self.at != EvaluationSettings.model_fields["at"].default) and not (metrics or self.prompts):
+        timed = self.every or self.tasks_every or self.at != EvaluationSettings.model_fields["at"].default
+        if timed and not (metrics or self.prompts):
             yield (
                 "eval says when to evaluate, but there is no held-out data and nothing else to measure: set "
                 "heldout.share or heldout.data, or name eval.tasks or eval.prompts"
             )
+        if self.tasks_every and not (self.tasks or self.prompts):
+            yield "eval.tasks_every is set, but there are no eval.tasks or eval.prompts"
         if self.best is not None and self.best not in metrics:
             yield f"eval.best: {self.best} isn't measured here; measured are: {', '.join(metrics) or 'none'}"
+
+
+def _regular(every: int | None, num_steps: int) -> range:
+    return range(every, num_steps + 1, every) if every else range(0)

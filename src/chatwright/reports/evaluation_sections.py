@@ -52,7 +52,7 @@ def _share(run: RunRecord, spent: float) -> str:
     if not run.steps:
         return ""
     steps = sum(each.seconds for each in run.steps) / len(run.steps) * run.steps[-1].step
-    return f", {spent / max(spent + steps, 1e-9):.0%} of the time beside the steps"
+    return f", {spent / max(spent + steps, 1e-9):.0%} of the time that steps and evaluations took"
 
 
 def sample_section(run: RunRecord) -> Section:

@@ -234,9 +234,9 @@ class Trainer:
         self.evaluation, self.evaluation_seconds = found, self.evaluation_seconds + found.seconds
         for hook in self.hooks:
             hook.on_evaluation(found)
-        if plan.best is None:
+        value = found.values.get(plan.best) if plan.best is not None else None
+        if value is None:  # not measured this time
             return progress
-        value = found.values[plan.best]
         if plan.better(value, progress.best_value):
             return replace(progress, best_value=value, best_step=progress.step, worse_evaluations=0)
         return replace(progress, worse_evaluations=progress.worse_evaluations + 1)
