@@ -28,13 +28,14 @@ isolated = pytest.mark.skipif(not any(probe(method).isolates for method in METHO
         ("print(", "error: SyntaxError: '(' was never closed"),
         ("import sys\nsys.exit(2)", "error: ended with status 2"),
         ("import os\nos.kill(os.getpid(), 9)", "error: ended with status -9"),
-        ("while True: pass", "error: took longer than 1 seconds"),
+        ("while True: pass", "error: took longer than 1 s"),
         ("while True: print('x' * 1000)", "error: printed more than 1,048,576 bytes"),
         ("open('/etc/passwd')", "error: FileNotFoundError: [Errno 2] No such file or directory: '/etc/passwd'"),
     ],
 )
 def test_answers_are_what_was_printed_or_the_errors_last_line(program: str, answer: str) -> None:
-    box = ToolBox({"python": python_tool(Sandbox(SandboxLimits(wall_seconds=1)))}, "python")
+    limits = SandboxLimits(wall_seconds=1 if answer.endswith("1 s") else 60)
+    box = ToolBox({"python": python_tool(Sandbox(limits))}, "python")
     assert box.run(None, program) == answer
 
 

@@ -42,8 +42,8 @@ def python_tool(sandbox: Sandbox) -> Tool:
 def _complaint(result: SandboxResult, limits: SandboxLimits) -> str:
     """Why a run failed, in one line for the model to read."""
     bounds = {
-        "time": f"took longer than {limits.wall_seconds:g} seconds",
-        "cpu": f"computed longer than {limits.cpu_seconds} seconds",
+        "time": f"took longer than {limits.wall_seconds:g} s",
+        "cpu": f"computed longer than {limits.cpu_seconds} s",
         "memory": f"used more than {limits.memory_bytes // 2**20} MiB of memory",
         "output": f"printed more than {limits.output_bytes:,} bytes",
     }

@@ -218,7 +218,9 @@ def _ended(run: _Run, stopped: str | None, seconds: float) -> Ended:
     error = report.get("error")
     if error is None and "started" not in report:
         said = run.read["stderr"].decode("utf-8", "replace").strip().splitlines()
-        error = f"the launcher ended early: {said[-1] if said else f'status {run.process.returncode}'}"
+        late = f"did not start within {_START_SECONDS:g} seconds; is the machine overloaded?"
+        early = f"the launcher ended early: {said[-1] if said else f'status {run.process.returncode}'}"
+        error = late if stopped == "time" else early
     ended = report.get("ended", {})
     return Ended(
         stdout=bytes(run.read["stdout"]),

@@ -70,11 +70,9 @@ class ReplyGrammar:
             else:
                 if self.tools is None:
                     raise refuse_tools(part, where)
-                tools = self.tools
                 call = part.kind == "tool_call"
-                start, end = (tools.call_start, tools.call_end) if call else (tools.result_start, tools.result_end)
-                text = call_text(part) if call else part.text
-                written += [(start, index), (text, index), (end, index)]
+                items = self.tools.call_items(call_text(part)) if call else self.tools.result_items(part.text)
+                written += [(item, index) for item in items]
         return [(item, index) for item, index in written if item != ""]
 
     def parse(self, ids: Iterable[int]) -> Message:

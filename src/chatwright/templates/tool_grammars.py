@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from chatwright.errors import TemplateError
+from chatwright.templates.outline import Outline, Piece, encode_ids
+from chatwright.templates.rendered import ExampleKey
 from chatwright.templates.tokenizer import TextTokenizer
 
 TOOL_ROLES = ("call_start", "call_end", "result_start", "result_end")
@@ -65,6 +67,14 @@ class ToolGrammar:
     def token_ids(self) -> dict[str, int]:
         """role → control id."""
         return {role: getattr(self, role) for role in TOOL_ROLES}
+
+    def call_items(self, code: str) -> tuple[str | int, ...]:
+        """A call as text and control ids."""
+        return self.call_start, code, self.call_end
+
+    def result_items(self, text: str) -> tuple[str | int, ...]:
+        """A result as text and control ids: what training shows as given, and decoding forces."""
+        return self.result_start, text, self.result_end
 
     def start(self) -> ToolState:
         """The state at the beginning of a reply."""
@@ -124,6 +134,6 @@ class ToolState:
         return None
 
     def forced_result(self, result_text: str) -> list[int]:
-        """The ids the engine must append after a call: result start, the result's text, result end."""
-        grammar = self.grammar
-        return [grammar.result_start, *grammar.tokenizer.encode_text(result_text), grammar.result_end]
+        """The ids the engine must append after a call: the result, encoded as training examples are."""
+        pieces = tuple(Piece(item) for item in self.grammar.result_items(result_text))
+        return encode_ids(self.grammar.tokenizer, [Outline(pieces, ExampleKey("", 0, 0))])[0]
