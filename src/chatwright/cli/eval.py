@@ -23,6 +23,7 @@ from chatwright.evals.scoreboard import Scoreboard, footnotes, make_scoreboard, 
 from chatwright.evals.selection import Executor, Selected, gradable_tasks, select_tasks
 from chatwright.evals.subject import Subject
 from chatwright.inference.sandbox import sandbox_executor
+from chatwright.models.generation_weights import GenerationWeights, generation_weights
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.subjects import heldout_set, open_subject, results_folder
 from chatwright.run_folder import write_whole
@@ -65,6 +66,7 @@ class EvalRequest:
     batch_rows: int | None = None
     device: str = "auto"
     dtype: str | None = None
+    weights: str = GenerationWeights.PACKED
     examples: str | None = None
     fresh: bool = False
     json_file: str | None = None
@@ -165,6 +167,7 @@ def _openers(request: EvalRequest) -> Iterator[Opener]:
 @contextmanager
 def _local(name: str, request: EvalRequest) -> Iterator[tuple[Subject, _Column]]:
     how: dict[str, Any] = {"device": request.device, "dtype": request.dtype, "choice_by": request.choice_by}
+    how["weights"] = generation_weights(request.weights)
     opened = open_subject(name, batch_rows=request.batch_rows, **how)
     folder = Path(request.examples) / file_name(name) if request.examples else opened.folder
     yield opened.subject, _Column([], opened.subject.identity(), folder, opened.contamination)

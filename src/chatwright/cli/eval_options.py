@@ -36,6 +36,9 @@ def eval_(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="bfloat16, float32 …; if not given, float32 on a CPU, else auto.")
     ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="packed; or int8, to measure what its rounding costs (in bfloat16).")
+    ] = "packed",
     examples: Annotated[
         str | None,
         typer.Option(
@@ -66,5 +69,5 @@ def eval_(
     settings = {"limit": limit, "split": split, "seed": seed, "samples": samples, **drawn}
     server = Endpoint(endpoint, endpoint_model, endpoint_key, concurrency, endpoint_tools) if endpoint else None
     names, sets = tuple(models or ()), tuple(heldout or ())
-    how = (choice_by, batch_rows, device, dtype, examples, fresh, json_file, allow_unsafe_code)
+    how = (choice_by, batch_rows, device, dtype, weights, examples, fresh, json_file, allow_unsafe_code)
     run_eval(EvalRequest(names, tasks, sets, settings, server, *how))

@@ -6,8 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from chatwright.checkpoints.contamination import contamination_of
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.checkpoints.lineage import model_hash
@@ -21,14 +19,13 @@ from chatwright.evals.local import LocalSubject
 from chatwright.evals.records import file_name
 from chatwright.inference.responder import Responder, make_engine
 from chatwright.inference.tools import ToolBox
-from chatwright.models.generation_weights import prepare_for_generation
-from chatwright.models.transformer import CausalLM
+from chatwright.models.generation_weights import GenerationWeights
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.rows import RowReader
 from chatwright.recipes.data import build_data
-from chatwright.recipes.model import load_weights
 from chatwright.recipes.rendering import plan_entries, read_entry
 from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
+from chatwright.recipes.talking import load_for_generation
 from chatwright.recipes.template_record import serving_template
 from chatwright.runtime import DtypeName, compute_dtype, start_runtime
 from chatwright.settings import build
@@ -60,6 +57,7 @@ def open_subject(
     dtype: DtypeName | None = None,
     batch_rows: int | None = None,
     choice_by: ChoiceBy = "logprobs",
+    weights: GenerationWeights = GenerationWeights.PACKED,
 ) -> Opened:
     """Load a model to measure it.
 
@@ -67,6 +65,7 @@ def open_subject(
         name: anything `resolve_model` finds.
         dtype: what it computes in; None is float32 on a CPU and `auto` elsewhere. In bfloat16 a product's last bits
             depend on how many rows are multiplied together, so that single replies differ between batches.
+        weights: `int8` computes in bfloat16 unless `dtype` says otherwise.
         batch_rows: replies generated at once, at most; the engine's own bound where not given.
 
     Raises:
@@ -75,15 +74,14 @@ def open_subject(
     resolved = resolve_model(name)
     runtime = start_runtime(device)  # type: ignore[arg-type]
     template = serving_template(resolved.text_folder)
-    chosen = dtype or ("float32" if runtime.device.type == "cpu" else "auto")
-    precision = compute_dtype(chosen, runtime.device)
-    model = load_weights(resolved, torch.float32, runtime.device).to(precision)
-    if isinstance(model, CausalLM):
-        prepare_for_generation(model)
+    exact = runtime.device.type == "cpu" and weights is GenerationWeights.PACKED
+    precision = compute_dtype(dtype or ("float32" if exact else "auto"), runtime.device)
+    model = load_for_generation(resolved, runtime.device, precision, weights)
     limits = {} if batch_rows is None else {"max_rows": batch_rows}
     responder = Responder(make_engine(model, template, **limits), template, ToolBox())
-    weights = f"{_weights_hash(resolved)[:16]} {str(precision).removeprefix('torch.')}"
-    subject = LocalSubject(name, responder, weights, choice_by=choice_by)
+    kind = "" if weights is GenerationWeights.PACKED else f" {weights}"
+    identity = f"{_weights_hash(resolved)[:16]} {str(precision).removeprefix('torch.')}{kind}"
+    subject = LocalSubject(name, responder, identity, choice_by=choice_by)
     trained = resolved.checkpoint or resolved.adapter or resolved.folder
     return Opened(subject, results_folder(name, resolved), contamination_of(trained))
 
