@@ -93,14 +93,18 @@ def test_tensorboard_gets_every_step_once(tiny_model: Path, rows: Path, tmp_path
     events = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
     )
-    settings = recipe(
-        tiny_model, rows, tmp_path / "run", heldout={"share": 0.2}, tracking={"tensorboard": True}, train={"epochs": 2}
-    )
-    run = train(settings)
+    measured = {"tasks": [{"task": "general", "limit": 2, "max_new_tokens": 2}], "prompts": ["Hi"], "prompt_tokens": 2}
+    changes = {"heldout": {"share": 0.2}, "tracking": {"tensorboard": True}, "train": {"epochs": 2}, "eval": measured}
+    run = train(recipe(tiny_model, rows, tmp_path / "run", **changes))
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     losses = [(event.step, event.value) for event in found.Scalars("train/loss")]
     assert losses == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in run.steps]
-    assert found.Scalars("evaluation/heldout_loss")[-1].step == run.result.progress.step
+    last = run.result.progress.step
+    for metric in ("heldout_loss", "heldout_bits_per_byte", "general"):
+        assert [event.step for event in found.Scalars(f"evaluation/{metric}")] == [0, last]
+    texts = found.Tensors("samples/0/text_summary")
+    assert [event.step for event in texts] == [0, last]
+    assert texts[0].tensor_proto.string_val[0].decode().startswith("Hi\n\n")
 
 
 class Crash(Hook):

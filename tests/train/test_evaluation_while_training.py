@@ -135,6 +135,7 @@ def test_evaluating_changes_no_bit_of_the_training(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", ["heldout_loss", "facts"])
 def test_killed_between_evaluations_and_resumed(tiny_model: Path, rows: Path, tmp_path: Path, best: str) -> None:
     """Also right behind an evaluation, whose line is written again, and not twice."""
@@ -217,6 +218,7 @@ def test_another_metric_begins_anew_on_resuming(tiny_model: Path, rows: Path, tm
     assert best is not None and step_of(best) == 6 and run.result.progress.best_value == 1.0
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     """Real processes over gloo, each with its share."""
     settings = evaluated(tiny_model, rows, tmp_path / "two", MEASURED, train={"max_steps": 2})
@@ -227,6 +229,42 @@ def test_two_ranks_measure_what_one_does(tiny_model: Path, rows: Path, tmp_path:
         assert {**two, **dict.fromkeys(losses)} == {**one, **dict.fromkeys(losses)}
         assert [two[name] for name in losses] == pytest.approx([one[name] for name in losses], rel=1e-6)
     assert samples(tmp_path / "one") == samples(tmp_path / "two")
+
+
+ONE_RANK_FAILS = """
+import os
+
+from chatwright.errors import UserError
+from chatwright.recipes import evaluation
+
+measure = evaluation.HeldoutMeasure.here
+
+
+def here(self):
+    if os.environ["RANK"] == "1":
+        raise UserError("rank 1 can't measure")
+    return measure(self)
+
+
+evaluation.HeldoutMeasure.here = here
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_rank_finds_ends_both(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Neither waits for the other's sums."""
+    (tmp_path / "spy").mkdir()
+    (tmp_path / "spy" / "sitecustomize.py").write_text(ONE_RANK_FAILS)
+    settings = evaluated(tiny_model, rows, tmp_path / "run", MEASURED, train={"max_steps": 2})
+    own = [{"PYTHONPATH": str(tmp_path / "spy")}] * 2
+    ranks = start_ranks(2, "train", write_recipe(settings, tmp_path / "run.yaml"), each=own)
+    try:
+        printed = [rank.communicate(timeout=200)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [2, 2], printed
+    assert all("rank 1 can't measure" in text and "Traceback" not in text for text in printed)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
