@@ -18,7 +18,6 @@ from chatwright.evals.endpoint import (
     NO_WRITTEN_LETTER,
     NOT_CHOSEN,
     TOO_LONG,
-    EndpointSubject,
     endpoint_subject,
     written_letter,
 )
@@ -318,8 +317,9 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(header: Callable[[], str]
 
 
 def test_a_failure_hidden_in_a_200_is_one() -> None:
-    text = failure(Script(lambda body: (200, {"error": {"message": "upstream overloaded", "code": 502}})))
-    assert "upstream overloaded" in text
+    script = Script(lambda body: (200, {"error": {"message": "upstream overloaded", "code": 502}}))
+    assert "no answer: upstream overloaded (tried 2 times)" in failure(script, retries=1)
+    assert len(script.seen) == 2
 
 
 def test_a_broken_connection_is_made_again() -> None:
@@ -368,12 +368,17 @@ def test_a_page_instead_of_an_api_is_told() -> None:
     assert "no choices" in failure(Script(lambda body: (200, {"choices": []})))
 
 
-def test_a_redirect_is_told_and_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [301, 302, 307])
+@pytest.mark.parametrize("where", ["chat", "models"])
+def test_a_redirect_is_told_and_not_followed(where: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     other = Script(lambda body: (200, said()))
     with serving(other) as elsewhere:
-        script = Script(lambda body: (307, {}), headers={"Location": f"{elsewhere}/v1/chat/completions"})
-        assert f"give the address that it names: {elsewhere}" in failure(script)
+        headers = {"Location": f"{elsewhere}/v1"}
+        moved = Script(lambda body: (status, {}), headers=headers)
+        if where == "models":
+            moved.models = (status, {})
+        assert f"give the address that it names: {elsewhere}" in failure(moved)
     assert other.paths == []
 
 
@@ -408,15 +413,16 @@ def test_the_key_is_in_no_repr_identity_or_error(monkeypatch: pytest.MonkeyPatch
 def test_a_failure_ends_all_requests() -> None:
     def chat(body: Json) -> tuple[int, Json]:
         time.sleep(0.02)
-        return 422, {"message": "no"}
+        return (422, {"message": "no"}) if "bad" in str(body) else (200, said())
 
     script = Script(chat)
+    asked = [Conversation((Message.of("user", "bad" if number == 2 else "good"),)) for number in range(200)]
     with serving(script) as url:
-        subject: EndpointSubject = endpoint_subject(url, concurrency=4, retries=0)
+        subject = endpoint_subject(url, concurrency=4, retries=0)
         with pytest.raises(UserError, match="HTTP 422"):
-            list(subject.replies([ASKED] * 200, [SETTINGS] * 200))
-        time.sleep(0.1)
-        assert len(script.seen) <= 8
+            list(subject.replies(asked, [SETTINGS] * 200))
+        time.sleep(0.2)
+        assert len(script.seen) <= 12
 
 
 def test_no_more_requests_at_a_time_than_asked_and_answers_as_they_come() -> None:

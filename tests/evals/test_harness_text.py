@@ -81,6 +81,14 @@ def test_pairs_follow_lm_evals_rule(folders: dict[str, Path], kind: str, context
     assert text_of(folders[kind]).encode_pairs([(context, continuation)]) == [expected]
 
 
+def test_an_empty_context_is_the_prefix_unless_the_continuation_begins_with_it(folders: dict[str, Path]) -> None:
+    plain = text_of(folders["plain"])
+    first, *rest = plain.encode(["Blue is"])[0]
+    text = HarnessText(plain.tokenizer, plain.template, prefix=first)
+    assert text.encode_pairs([("", "Blue is")]) == [([first], rest)]
+    assert plain.encode_pairs([("", "Blue is")]) == [([plain.prefix], [first, *rest])]
+
+
 def test_many_pairs_come_back_in_order(folders: dict[str, Path]) -> None:
     text = text_of(folders["begins"])
     pairs = [("", "a"), ("x", " b"), ("x ", "b"), ("", "c"), ("x", " b")]
