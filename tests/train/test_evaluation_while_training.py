@@ -315,6 +315,18 @@ def test_a_recipe_of_an_older_version_reads_if_it_never_evaluated(tiny_model: Pa
     assert "evaluate_every" not in settings.model_dump()["train"]
 
 
+def test_a_task_without_a_test_split_is_scored_on_its_last(
+    tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BoolQ's answers are out for its validation split; letters are weighed, nothing is generated."""
+    monkeypatch.setenv("CHATWRIGHT_DATA", str(tmp_path))
+    asked = [{"question": f"is {number} even", "passage": "Numbers.", "answer": number % 2 == 0} for number in range(5)]
+    write_rows(tmp_path / "boolq" / "validation.jsonl", asked)
+    train(evaluated(tiny_model, rows, tmp_path / "run", {"at": [1], "tasks": [{"task": "boolq"}]}))
+    (line,) = evaluations(tmp_path / "run")
+    assert line["scores"]["boolq"]["total"] == 5
+
+
 def test_what_is_missing_is_found_before_training(
     tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from chatwright.checkpoints.store import list_checkpoints
 from chatwright.errors import CheckpointError, UserError
+from chatwright.recipes import resuming
 from chatwright.recipes.run_settings import RunSettings, load_recipe
 from chatwright.train.hooks import Hook, StepRecord
 from tiny_model import CONTROL, make_tiny_model
@@ -117,6 +118,14 @@ def test_what_does_not_decide_the_weights_may_change(
     assert run.trainer.start.step == 2 and run.result.progress.step == whole.result.progress.step
     assert (run.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
     assert len(list_checkpoints(run.trainer.run.path)) == 3
+
+
+def test_progress_of_an_older_version_goes_on() -> None:
+    """It knows a best loss, null before the first evaluation, and no other metric."""
+    old = {"step": 4, "tokens": 9, "supervised_tokens": 5, "worse_evaluations": 1, "best_step": 2}
+    found = resuming._progress({**old, "best_loss": 1.5})
+    assert (found.best_value, found.best_metric, found.best_step, found.step) == (1.5, "heldout_loss", 2, 4)
+    assert resuming._progress({**old, "best_loss": None}).best_value is None
 
 
 def test_a_refusal_changes_nothing(begun: Callable[..., RunSettings], tmp_path: Path) -> None:

@@ -103,14 +103,15 @@ def prepare_task(wanted: EvaluationTask, template: Template) -> KeptTask:
         UserError: its data isn't at hand, a letter isn't one token under the template, or there is no sandbox.
     """
     made = Selected(wanted.metric, wanted.make()).with_executor(sandbox_executor)
+    split = made.split(wanted.split)
     settings = EvalSettings(
-        split=wanted.split,
+        split=split,
         limit=wanted.limit,
         samples=wanted.samples,
         temperature=wanted.temperature,
         max_new_tokens=wanted.max_new_tokens,
     )
-    problems = made.problems(wanted.split, wanted.limit, settings.seed)
+    problems = made.problems(split, wanted.limit, settings.seed)
     letters = LetterTokens(template)
     for each in {tuple(each.extra["letters"]): each for each in problems if "letters" in each.extra}.values():
         letters.of(asked(each), each.extra["letters"])

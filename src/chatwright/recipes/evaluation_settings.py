@@ -25,7 +25,8 @@ class EvaluationTask(Settings):
     """A task that is measured while training.
 
     Args:
-        task, task_options: as in `data`. split: which of its parts.
+        task, task_options: as in `data`.
+        split: which of its parts; `test` where not given, or the last one of a task that has no test split.
         name: what its metric is called; the task's name where not given.
         limit: at most so many problems, the same ones each time; null takes all.
         samples: replies to each problem; the score is their mean.
@@ -36,7 +37,7 @@ class EvaluationTask(Settings):
 
     task: str
     task_options: dict[str, Any] = Field(default_factory=dict)
-    split: str = "test"
+    split: str | None = None
     name: str | None = None
     limit: PositiveInt | None = 100
     samples: PositiveInt = 1
@@ -64,7 +65,7 @@ class EvaluationTask(Settings):
             raise ValueError("; ".join(error.problems)) from None
         if isinstance(task, TrainingTask):
             raise ValueError(f"{self.task} has no right answers to grade by; hold such data out (heldout.data)")
-        if self.split not in task.splits:
+        if self.split is not None and self.split not in task.splits:
             raise ValueError(f"split {self.split!r}: {self.task} has {', '.join(task.splits)}")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"samples: {self.samples} equal replies at temperature 0; set temperature, or samples: 1")
