@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from fakes import ModelThatLearnedByHeart, byte_tokenizer
+
+from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.errors import UserError
+from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.python_tool import python_tool
+from chatwright.inference.responder import make_engine
+from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.sandbox import Sandbox, SandboxLimits
 from chatwright.inference.sandbox_report import METHODS, probe
 from chatwright.inference.tool_choice import choose_tools
 from chatwright.inference.tools import ToolBox
+from chatwright.templates.native import NATIVE_FORMATS
+from chatwright.templates.template import TemplateSettings, load_template
 
 isolated = pytest.mark.skipif(not any(probe(method).isolates for method in METHODS), reason="nothing isolates here")
 
@@ -62,6 +71,29 @@ def test_the_real_python_runs_only_for_who_asks() -> None:
     assert both.toolbox.run(None, "0.1+0.2") == "0.3", "calls without a name go to the first"
     assert len(both.definitions) == 2
     assert choose_tools([]) is None
+
+
+@isolated
+def test_a_chat_runs_the_models_programs(tmp_path: Path) -> None:
+    """In nanochat's format a call carries no name: the chosen tool answers it, and the model goes on."""
+    tokenizer = byte_tokenizer(tmp_path, NATIVE_FORMATS["nanochat"].control)
+    template = load_template(tokenizer, TemplateSettings(format="nanochat"))
+    program = "import math\nprint(math.comb(10, 3))"
+    parts = (Part("tool_call", program), Part("tool_result", "120"), Part("text", "There are 120."))
+    answer = Message("assistant", parts)
+    dialogue = Conversation((Message.of("user", "10 over 3?"), answer))
+    model = ModelThatLearnedByHeart(template.render(dialogue), tokenizer.vocab_size)
+    settings = SamplingSettings(max_new_tokens=200)
+    chat = ChatSession(make_engine(model, template), template, ToolBox(), settings=settings)  # type: ignore[arg-type]
+    assert chat.ask("10 over 3?") != answer, "the calculator can't run a program"
+    chat.reset()
+    chosen = choose_tools(["python"])
+    assert chosen is not None
+    chat.use_tools(chosen.toolbox, chosen.definitions)
+    assert chat.ask("10 over 3?") == answer
+    chat.reset()
+    chat.use_tools(None)
+    assert chat.ask("10 over 3?").parts == parts[:1], "without tools the reply ends where it calls"
 
 
 def test_unknown_tools_are_named() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from chatwright.console import note, out, print_error, table
-from chatwright.errors import UserError
+from chatwright.conversations.schema import Conversation, Message
+from chatwright.errors import TemplateError, UserError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.sampling import SamplingSettings
-from chatwright.inference.tool_choice import choose_tools
+from chatwright.inference.tool_choice import ChosenTools, choose_tools
 from chatwright.models.generation_weights import GenerationWeights, generation_weights
 from chatwright.recipes.showcase import shown
 from chatwright.recipes.talking import talk_to
@@ -42,8 +43,8 @@ def run_chat(
     kind = generation_weights(weights)
     sessions = [talk_to(name, settings, system=system, weights=kind) for name in names]
     if tools is not None:
-        for session in sessions:
-            session.use_tools(chosen and chosen.toolbox, chosen.definitions if chosen else ())
+        for name, session in zip(names, sessions, strict=True):
+            _equip(name, session, chosen)
     if prompt is not None:
         if len(sessions) == 1:
             print(sessions[0].ask(prompt).text)
@@ -68,6 +69,19 @@ def _names(tools: str) -> list[str]:
     """`calculator,python` as a list; `none` as an empty one."""
     names = [name.strip() for name in tools.split(",") if name.strip()]
     return [] if names == ["none"] else names
+
+
+def _equip(name: str, session: ChatSession, chosen: ChosenTools | None) -> None:
+    """Give a session the chosen tools, or none."""
+    session.use_tools(chosen and chosen.toolbox, chosen.definitions if chosen else ())
+    try:
+        session.responder.template.arranged(Conversation((Message.of("user", "?"),), tools=session.tools))
+    except TemplateError:
+        raise UserError(
+            f"the template of {name} has no tool calls, so this model can't be offered tools",
+            place="--tools",
+            hint="leave --tools out, or train the model with template.tools: add",
+        ) from None
 
 
 def _readable(text: str) -> str:

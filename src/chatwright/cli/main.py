@@ -201,6 +201,7 @@ def chat(
 def sandbox(
     file: Annotated[str | None, typer.Argument(help="A Python program to run (- for standard input).")] = None,
     code: Annotated[str | None, typer.Option("-c", help="The program itself.")] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Let it read this command's standard input.")] = False,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time that the program may take.")] = 10.0,
     as_json: AsJson = False,
     allow_unsafe_code: AllowUnsafe = False,
@@ -211,7 +212,8 @@ def sandbox(
     """
     from chatwright.cli.sandbox import run_sandbox
 
-    raise typer.Exit(run_sandbox(file, code, as_json, seconds, allow_unsafe_code))
+    how = {"pass_stdin": stdin, "as_json": as_json, "allow_unsafe": allow_unsafe_code}
+    raise typer.Exit(run_sandbox(file, code, seconds=seconds, **how))
 
 
 @app.command()

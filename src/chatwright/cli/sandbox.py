@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from pathlib import Path
 
 from chatwright.console import note, out, warn
@@ -15,8 +16,14 @@ PROGRAM_FAILED, NOT_ISOLATED, CUT_OFF = 1, 3, 4
 """Exit statuses: the program failed; this machine can't isolate; the program went beyond a limit."""
 
 
-def run_sandbox(file: str | None, code: str | None, as_json: bool, seconds: float, allow_unsafe: bool) -> int:
-    """Run a program with the terminal's standard input, or print the report.
+def run_sandbox(
+    file: str | None, code: str | None, *, pass_stdin: bool, as_json: bool, seconds: float, allow_unsafe: bool
+) -> int:
+    """Run a program, or print the report.
+
+    Args:
+        file: the program's, `-` for standard input. code: the program itself.
+        pass_stdin: the program reads this command's standard input; else its own is empty.
 
     Returns:
         The exit status: 0, or one of those above.
@@ -30,8 +37,7 @@ def run_sandbox(file: str | None, code: str | None, as_json: bool, seconds: floa
     if sandbox.method == "none":
         warn("nothing isolates this program: it runs as you, with your files and network in reach")
     program = code if code is not None else _read(file or "")
-    stdin = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    result = sandbox.run(program, stdin=stdin)
+    result = sandbox.run(program, stdin=sys.stdin.read() if pass_stdin else "")
     return _show(result, as_json)
 
 
@@ -48,11 +54,22 @@ def _show(result: SandboxResult, as_json: bool) -> int:
         names = ("ok", "reason", "exit_code", "seconds", "stdout", "stderr")
         print(json.dumps({name: getattr(result, name) for name in names}, ensure_ascii=False))
         return status
-    sys.stdout.write(result.stdout)
-    sys.stderr.write(result.stderr)
+    for stream, text in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+        stream.write(_harmless(text) if stream.isatty() else text)
     if not result.ok:
         note(f"the program ended by {result.reason} after {result.seconds:.2f} s (status {result.exit_code})")
     return status
+
+
+def _harmless(text: str) -> str:
+    """For a terminal: control characters, which could move its cursor or change its title, become visible ones."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) != "Cc":
+        return character
+    return chr(0x2400 + ord(character)) if ord(character) < 32 else "\ufffd"
 
 
 def _report(as_json: bool) -> int:
