@@ -97,6 +97,18 @@ def test_standard_input_and_the_last_value() -> None:
 
 
 @isolated
+def test_processor_time_is_bounded_beside_the_clock() -> None:
+    assert Sandbox(SandboxLimits(wall_seconds=60, cpu_seconds=1)).run("while True: pass").reason == "cpu"
+
+
+@isolated
+@pytest.mark.slow
+def test_processor_time_is_bounded_for_who_ignores_the_signal() -> None:
+    deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    assert Sandbox(SandboxLimits(wall_seconds=60, cpu_seconds=1)).run(deaf).reason == "cpu"
+
+
+@isolated
 def test_equal_programs_do_equal_things_and_share_nothing() -> None:
     sandbox = Sandbox()
     program = "import os\nprint(os.listdir('/tmp'), hash('a'))\nopen('/tmp/left', 'w').close()"

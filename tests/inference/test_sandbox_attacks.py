@@ -28,7 +28,7 @@ SLOW_START = 45.0
 
 LIMITS = SandboxLimits(wall_seconds=60)
 SMALL = SandboxLimits(
-    wall_seconds=1.0,
+    wall_seconds=0.6,
     cpu_seconds=1,
     memory_bytes=192 * 2**20,
     processes=8,

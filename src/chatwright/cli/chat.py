@@ -73,7 +73,7 @@ def _names(tools: str) -> list[str]:
 
 def _equip(name: str, session: ChatSession, chosen: ChosenTools | None) -> None:
     """Give a session the chosen tools, or none."""
-    session.use_tools(chosen and chosen.toolbox, chosen.definitions if chosen else ())
+    session.use_tools(chosen.toolbox if chosen else None, chosen.definitions if chosen else ())
     try:
         session.responder.template.arranged(Conversation((Message.of("user", "?"),), tools=session.tools))
     except TemplateError:

@@ -28,7 +28,11 @@ NOBODY = 65534
 _CHILD = Path(__file__).parent / "sandbox_child"
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_LAUNCH = "import sys; sys.path[:0] = [{folder!r}]; from chatwright.inference.sandbox_child.launch import main; {call}"
+_LAUNCH = (
+    # the package without its first file, which loads more than a launcher needs
+    "import sys; package = type(sys)('chatwright'); package.__path__ = [{folder!r} + '/chatwright']; "
+    "sys.modules['chatwright'] = package; from chatwright.inference.sandbox_child.launch import main; {call}"
+)
 _LAUNCHER_INSIDE = "/launcher"
 _SUPERVISOR_KEEPS = ("CAP_SYS_ADMIN",)  # to bound the number of files in /tmp; given up before the program begins
 _ROOTS_KEEPS = ("CAP_SETUID", "CAP_SETGID")  # to write the map of users of the program's own namespace

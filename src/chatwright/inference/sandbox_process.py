@@ -6,7 +6,7 @@ Nothing here trusts what runs: every read is bounded, every wait ends, and when 
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import selectors
 import signal
@@ -150,7 +150,7 @@ class _Run:
         self.read[key.data] += data[:room]
         if len(data) > room:
             self.stop("output")
-        if key.data == "report" and b'"started"' in data and self.stopped is None:
+        if key.data == "report" and b"started\n" in data and self.stopped is None:
             self.deadline = time.monotonic() + self.limits.wall_seconds
 
     def _watch(self) -> None:
@@ -195,7 +195,7 @@ def run_process(method: Method, limits: SandboxLimits, spec: Mapping[str, Any], 
             os.close(descriptor)
     run = _Run(process, limits, life_write, began + _START_SECONDS)
     assert process.stdin and process.stdout and process.stderr
-    run.add_input(os.fdopen(wishes_write, "wb", 0), json.dumps(spec).encode())
+    run.add_input(os.fdopen(wishes_write, "wb", 0), marshal.dumps(dict(spec)))
     run.add_input(process.stdin, stdin)
     for name, file in (
         ("report", os.fdopen(report_read, "rb", 0)),
@@ -212,23 +212,22 @@ def run_process(method: Method, limits: SandboxLimits, spec: Mapping[str, Any], 
 
 
 def _ended(run: _Run, stopped: str | None, seconds: float) -> Ended:
-    report: dict[str, Any] = {}
-    for line in run.read["report"].splitlines():
-        report |= json.loads(line)
+    lines = run.read["report"].decode("utf-8", "replace").splitlines()
+    report = {word: rest for word, _, rest in (line.partition(" ") for line in lines)}
     error = report.get("error")
     if error is None and "started" not in report:
         said = run.read["stderr"].decode("utf-8", "replace").strip().splitlines()
         late = f"did not start within {_START_SECONDS:g} seconds; is the machine overloaded?"
         early = f"the launcher ended early: {said[-1] if said else f'status {run.process.returncode}'}"
         error = late if stopped == "time" else early
-    ended = report.get("ended", {})
+    code, cpu_seconds, finished = report["ended"].split() if "ended" in report else (None, "0", "0")
     return Ended(
         stdout=bytes(run.read["stdout"]),
         stderr=bytes(run.read["stderr"]),
         error=error,
         stopped=stopped,
-        exit_code=ended.get("exit_code"),
-        finished=ended.get("finished", False),
-        cpu_seconds=ended.get("cpu_seconds", 0.0),
+        exit_code=None if code is None else int(code),
+        finished=finished == "1",
+        cpu_seconds=float(cpu_seconds),
         seconds=seconds,
     )

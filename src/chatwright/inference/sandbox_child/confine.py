@@ -9,38 +9,36 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import socket
 import sys
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from chatwright.inference.sandbox_child import kernel, seccomp
+
+TYPE_CHECKING = False  # the modules below take longer to load than the rest of a sandbox's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _GIVEN, _VERDICT, _REPORT = 3, 4, 5
 _SPARE = 16  # descriptors are moved to here and beyond before they get their final numbers
 
 
-class Descriptors(NamedTuple):
-    """The child's descriptors. `given` and `verdict` are the program's (3 and 4), `report` closes when it begins."""
+class Descriptors:
+    """The child's descriptors: `given` and `verdict` are the program's (3 and 4), `report` closes when it begins.
 
-    given: int
-    verdict: int
-    report: int
-    proc: int
-    channel: int
+    `proc` is the host's `/proc`; through `ask` and `answer` the child talks to the supervisor. −1 for none.
+    """
 
+    def __init__(self, given: int, verdict: int, report: int, proc: int, ask: int, answer: int) -> None:
+        self.given, self.verdict, self.report = given, verdict, report
+        self.proc, self.ask, self.answer = proc, ask, answer
 
-def channel() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a channel between child and supervisor."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-
-
-def arrange(descriptors: Descriptors) -> Descriptors:
-    """Give the three lasting descriptors their numbers."""
-    moved = [one if one < 0 else fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _SPARE) for one in descriptors]
-    for source, number, lasting in zip(moved, (_GIVEN, _VERDICT, _REPORT), (True, True, False), strict=False):
-        os.dup2(source, number, inheritable=lasting)
-    return Descriptors(_GIVEN, _VERDICT, _REPORT, moved[3], moved[4])
+    def arranged(self) -> Descriptors:
+        """The same, the three lasting ones with their numbers."""
+        ours = (self.given, self.verdict, self.report, self.proc, self.ask, self.answer)
+        moved = [one if one < 0 else fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _SPARE) for one in ours]
+        for source, number, lasting in zip(moved, (_GIVEN, _VERDICT, _REPORT), (True, True, False), strict=False):
+            os.dup2(source, number, inheritable=lasting)
+        return Descriptors(_GIVEN, _VERDICT, _REPORT, *moved[3:])
 
 
 def confine(spec: Mapping[str, Any], descriptors: Descriptors) -> None:
@@ -73,22 +71,22 @@ def _enter_user_namespace(descriptors: Descriptors) -> None:
     """A user namespace that holds one unprivileged user; the supervisor, who stands outside, writes its map."""
     pid_there = os.readlink("self", dir_fd=descriptors.proc)
     kernel.unshare(kernel.CLONE_NEWUSER)
-    os.write(descriptors.channel, pid_there.encode())
-    if os.read(descriptors.channel, 1) != b"y":
+    os.write(descriptors.ask, pid_there.encode())
+    if os.read(descriptors.answer, 1) != b"y":
         raise OSError("the supervisor could not write the map of users")
 
 
-def write_user_map(spec: Mapping[str, Any], channel: int, proc: int) -> None:
+def write_user_map(spec: Mapping[str, Any], asked: int, answer: int, proc: int) -> None:
     """In the supervisor: let the child's new namespace have the unprivileged user and nobody else.
 
     Raises:
         OSError: the kernel refused.
     """
-    pid = os.read(channel, 16).decode()
+    pid = os.read(asked, 16).decode()
     if not pid:
         return  # the child failed before, and reports why
     write_map_files(proc, pid, f"{spec['user']} {spec['host_user']} 1", f"{spec['user']} {spec['host_group']} 1")
-    os.write(channel, b"y")
+    os.write(answer, b"y")
 
 
 def write_map_files(proc: int, pid: str, users: str, groups: str) -> None:

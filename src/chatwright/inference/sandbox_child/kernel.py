@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-from typing import Any
+
+MACHINE = os.uname().machine
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -33,7 +33,7 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(what: str, *arguments: Any) -> None:
+def _call(what: str, *arguments: object) -> None:
     """Call a function of the C library.
 
     Raises:
@@ -69,9 +69,9 @@ def pivot_root(new_root: str, put_old: str) -> None:
     Raises:
         OSError: it failed, or the machine is of a kind whose number of the call isn't known here.
     """
-    number = _PIVOT_ROOT.get(platform.machine())
+    number = _PIVOT_ROOT.get(MACHINE)
     if number is None:
-        raise OSError(f"pivot_root: not known for {platform.machine()} machines")
+        raise OSError(f"pivot_root: not known for {MACHINE} machines")
     if _libc.syscall(ctypes.c_long(number), os.fsencode(new_root), os.fsencode(put_old)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"pivot_root: {os.strerror(code)}")

@@ -6,15 +6,17 @@ changes what it runs in beyond return. Needs only the standard library and the m
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
 
 from chatwright.inference.sandbox_child import confine, kernel, root_folder
-from chatwright.inference.sandbox_child.supervise import supervise
+from chatwright.inference.sandbox_child.supervise import supervise, tell
+
+TYPE_CHECKING = False  # the modules below take longer to load than the rest of a sandbox's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _NAMESPACES = (
     kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
@@ -26,11 +28,11 @@ def main(wishes: int, report: int, lifeline: int, proc: int) -> None:
     """Read the host's wishes from a pipe and run the program.
 
     Args:
-        wishes, report, lifeline: descriptors of pipes to the host.
+        wishes, report, lifeline: descriptors of pipes to the host. The wishes are marshalled by the same interpreter.
         proc: descriptor of the host's `/proc`, or −1: the launcher opens it itself.
     """
     with os.fdopen(wishes, "rb") as file:
-        spec = json.load(file)
+        spec = marshal.load(file)
     child = 0
     try:
         if spec["method"] == "namespaces":
@@ -38,10 +40,9 @@ def main(wishes: int, report: int, lifeline: int, proc: int) -> None:
             child = os.fork()
             proc = root_folder.enter(spec) if child == 0 else -1
         elif spec["method"] == "bubblewrap":
-            with suppress(OSError):  # not allowed everywhere; the probe tells that the number isn't bounded then
-                root_folder.bound_private_folders(spec["limits"])
+            _bound_files(spec)
     except OSError as error:
-        os.write(report, json.dumps({"error": error.strerror or str(error)}).encode() + b"\n")
+        tell(report, f"error {error.strerror or error}")
         os._exit(1)
     if child == 0:
         supervise(spec, report, lifeline, proc)
@@ -62,6 +63,13 @@ def _leave(spec: Mapping[str, Any]) -> None:
     proc = os.open("/proc", os.O_DIRECTORY | os.O_CLOEXEC)
     confine.write_map_files(proc, "self", f"{user} {user} 1", f"{group} {group} 1")
     os.close(proc)
+
+
+def _bound_files(spec: Mapping[str, Any]) -> None:
+    try:
+        root_folder.bound_private_folders(spec["limits"])
+    except OSError:  # not allowed everywhere; the probe tells that their number isn't bounded then
+        return
 
 
 if __name__ == "__main__":

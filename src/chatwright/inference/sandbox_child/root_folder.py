@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from chatwright.inference.sandbox_child import kernel
 
+TYPE_CHECKING = False  # the modules below take longer to load than the rest of a sandbox's start
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
 _BASE = "/tmp"  # any folder that every machine has: the new root is mounted over it
 _OLD = "/old"
-_OCTAL = re.compile(r"\\([0-7]{3})")  # how blanks are written in mountinfo
+_WRITTEN = {r"\040": " ", r"\011": "\t", r"\012": "\n", r"\134": "\\"}  # how mountinfo writes some characters
 _LOCKED = kernel.MS_NOSUID | kernel.MS_NODEV
 _OPTIONS = {
     "ro": kernel.MS_RDONLY,
@@ -89,7 +91,9 @@ def _mounts(proc: int) -> Iterator[tuple[str, int]]:
     with open("self/mountinfo", encoding="utf-8", errors="surrogateescape", opener=_opener(proc)) as lines:
         for line in lines:
             fields = line.split(" ")
-            place = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
+            place = fields[4]
+            for written, character in _WRITTEN.items():  # the backslash last
+                place = place.replace(written, character)
             if place == _OLD or place.startswith(_OLD + "/"):
                 continue
             yield place, sum(_OPTIONS.get(option, 0) for option in fields[5].split(","))

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import platform
 import struct
-from typing import NamedTuple
 
 from chatwright.inference.sandbox_child import kernel
 
@@ -78,19 +76,12 @@ ONLY_SELF: dict[str, dict[str, int]] = {
 """Allowed on the caller itself (process 0) alone: the supervisor may be a process of the same user."""
 
 
-class _Machine(NamedTuple):
-    audit: int  # AUDIT_ARCH_* of linux/audit.h
-    clone: int
-    socket: int
-    socketpair: int
-    ioctl: int
-    setpriority: int
-
-
 _MACHINES = {
-    "x86_64": _Machine(0xC000003E, clone=56, socket=41, socketpair=53, ioctl=16, setpriority=141),
-    "aarch64": _Machine(0xC00000B7, clone=220, socket=198, socketpair=199, ioctl=29, setpriority=140),
+    "x86_64": {"audit": 0xC000003E, "clone": 56, "socket": 41, "socketpair": 53, "ioctl": 16, "setpriority": 141},
+    "aarch64": {"audit": 0xC00000B7, "clone": 220, "socket": 198, "socketpair": 199, "ioctl": 29, "setpriority": 140},
 }
+"""AUDIT_ARCH_* of `linux/audit.h`, and the numbers of calls whose arguments matter."""
+
 _CLONE3 = 435
 _X32_BIT = 0x40000000
 _NEW_NAMESPACES = (
@@ -110,7 +101,7 @@ Instruction = tuple[int, int, int, int]
 
 def supported() -> bool:
     """Whether the numbers of this machine's system calls are known here."""
-    return platform.machine() in _MACHINES
+    return kernel.MACHINE in _MACHINES
 
 
 def _return(value: int) -> Instruction:
@@ -134,7 +125,7 @@ def program(machine: str) -> list[Instruction]:
     only_unix = [_argument(0), (_EQUAL, 1, 0, _AF_UNIX), _return(_ERROR | errno.EAFNOSUPPORT), allow]
     made: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
-        (_EQUAL, 1, 0, facts.audit),
+        (_EQUAL, 1, 0, facts["audit"]),
         _return(_KILL),
         (_LOAD, 0, 0, _NUMBER),
     ]
@@ -144,14 +135,14 @@ def program(machine: str) -> list[Instruction]:
         made += _if_equal(number, [refuse])
     for number in ONLY_SELF[machine].values():
         made += _if_equal(number, [_argument(0), (_EQUAL, 1, 0, 0), refuse, allow])
-    made += _if_equal(facts.setpriority, [_argument(1), (_EQUAL, 1, 0, 0), refuse, allow])
+    made += _if_equal(facts["setpriority"], [_argument(1), (_EQUAL, 1, 0, 0), refuse, allow])
     # The C library falls back to clone, whose flags can be looked at: those of clone3 stand behind a pointer.
     made += _if_equal(_CLONE3, [_return(_ERROR | errno.ENOSYS)])
-    made += _if_equal(facts.clone, [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refuse, allow])
-    made += _if_equal(facts.socket, only_unix)
-    made += _if_equal(facts.socketpair, only_unix)
+    made += _if_equal(facts["clone"], [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refuse, allow])
+    made += _if_equal(facts["socket"], only_unix)
+    made += _if_equal(facts["socketpair"], only_unix)
     terminal = [_argument(1), *_if_equal(_TIOCSTI, [refuse]), *_if_equal(_TIOCLINUX, [refuse]), allow]
-    return [*made, *_if_equal(facts.ioctl, terminal), allow]
+    return [*made, *_if_equal(facts["ioctl"], terminal), allow]
 
 
 class _Program(ctypes.Structure):
@@ -164,7 +155,7 @@ def install() -> None:
     Raises:
         OSError: the kernel has no seccomp filters.
     """
-    instructions = program(platform.machine())
+    instructions = program(kernel.MACHINE)
     packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     buffer = ctypes.create_string_buffer(packed, len(packed))
     whole = _Program(len(instructions), ctypes.addressof(buffer))

@@ -7,15 +7,17 @@ from one that ended itself before (`driver`).
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
 
 from chatwright.inference.sandbox_child import confine, kernel
+
+TYPE_CHECKING = False  # the modules below take longer to load than the rest of a sandbox's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
 
 _TOKEN_BYTES = 32
 
@@ -25,7 +27,8 @@ def supervise(spec: Mapping[str, Any], report: int, lifeline: int, proc: int) ->
 
     Args:
         spec: the host's wishes, see `sandbox_methods.specification`.
-        report: descriptor of a pipe to the host: lines of JSON with `started`, `error`, `ended`.
+        report: descriptor of a pipe to the host, for the lines `started`, `error WORDS` and
+            `ended STATUS SECONDS 1` (or 0, where the program did not run to its last line).
         lifeline: descriptor of a pipe whose other end the host holds as long as the program may run.
         proc: descriptor of the host's `/proc`, or −1.
     """
@@ -35,36 +38,42 @@ def supervise(spec: Mapping[str, Any], report: int, lifeline: int, proc: int) ->
     wakeup = _wake_on_child_end()
     verdict_read, verdict_write = os.pipe()
     given_read, given_write = os.pipe()
-    theirs, ours = (end.detach() for end in confine.channel())
+    asked, ask = os.pipe()
+    answer, answering = os.pipe()
     os.set_blocking(verdict_read, False)
     child = os.fork()
     if child == 0:
         os.close(given_write)
-        _start(spec, confine.Descriptors(given_read, verdict_write, report, proc, theirs))
-    for descriptor in (theirs, given_read, verdict_write):
+        _start(spec, confine.Descriptors(given_read, verdict_write, report, proc, ask, answer))
+    for descriptor in (ask, answer, given_read, verdict_write):
         os.close(descriptor)
     try:
-        _step_back(spec, ours, proc)
+        _step_back(spec, asked, answering, proc)
     except OSError as error:
-        _tell(report, {"error": f"the supervisor can't step back: {error.strerror or error}"})
+        tell(report, f"error the supervisor can't step back: {error.strerror or error}")
         return
-    _tell(report, {"started": True})
+    tell(report, "started")
     token = os.urandom(_TOKEN_BYTES).hex()
     _hand_over(given_write, spec, token)
     ended = _wait(child, wakeup, lifeline)
     if ended is not None:
-        _tell(report, {"ended": {**ended, "finished": _read_some(verdict_read) == token.encode()}})
+        tell(report, f"ended {ended} {int(_read_some(verdict_read) == token.encode())}")
     if not spec["isolated"]:
         _end_descendants(child)
 
 
-def _step_back(spec: Mapping[str, Any], channel: int, proc: int) -> None:
+def tell(report: int, line: str) -> None:
+    """Say something to the host."""
+    os.write(report, line.replace("\n", " ").encode("utf-8", "replace") + b"\n")
+
+
+def _step_back(spec: Mapping[str, Any], asked: int, answering: int, proc: int) -> None:
     """Do what needs privileges for the child, then give them up; no process of the same user may look in here."""
     if spec["nest"]:
-        confine.write_user_map(spec, channel, proc)
-    os.close(channel)
-    if proc >= 0:
-        os.close(proc)
+        confine.write_user_map(spec, asked, answering, proc)
+    for descriptor in (asked, answering, proc):
+        if descriptor >= 0:
+            os.close(descriptor)
     if sys.platform == "linux":
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         if spec["isolated"]:
@@ -74,7 +83,7 @@ def _step_back(spec: Mapping[str, Any], channel: int, proc: int) -> None:
 
 def _start(spec: Mapping[str, Any], descriptors: confine.Descriptors) -> NoReturn:
     """In the child: confine it and become the program's interpreter; a failure is reported to the host."""
-    descriptors = confine.arrange(descriptors)
+    descriptors = descriptors.arranged()
     try:
         for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
@@ -82,7 +91,7 @@ def _start(spec: Mapping[str, Any], descriptors: confine.Descriptors) -> NoRetur
         arguments = [spec["python"], "-S", "-s", "-P", "-B", "-X", "utf8", "-c", spec["driver"]]
         os.execve(spec["python"], arguments, spec["environment"])
     except OSError as error:
-        _tell(descriptors.report, {"error": f"the program can't be confined: {error.strerror or error}"})
+        tell(descriptors.report, f"error the program can't be confined: {error.strerror or error}")
     finally:
         os._exit(125)
 
@@ -95,10 +104,6 @@ def _wake_on_child_end() -> int:
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     return read_end
-
-
-def _tell(report: int, line: Mapping[str, Any]) -> None:
-    os.write(report, json.dumps(line).encode() + b"\n")
 
 
 def _hand_over(pipe: int, spec: Mapping[str, Any], token: str) -> None:
@@ -119,8 +124,8 @@ def _read_some(pipe: int) -> bytes:
         return b""
 
 
-def _wait(child: int, wakeup: int, lifeline: int) -> dict[str, Any] | None:
-    """How the child ended; None if the host let go before. Reaps all that ends in between."""
+def _wait(child: int, wakeup: int, lifeline: int) -> str | None:
+    """The child's status and its processor time in seconds; None if the host let go before. Reaps whatever ends."""
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
     poll.register(lifeline, select.POLLIN)
@@ -137,8 +142,7 @@ def _wait(child: int, wakeup: int, lifeline: int) -> dict[str, Any] | None:
             if pid == 0:
                 break
             if pid == child:
-                code = os.waitstatus_to_exitcode(status)
-                ended = {"exit_code": code, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+                ended = f"{os.waitstatus_to_exitcode(status)} {usage.ru_utime + usage.ru_stime:.3f}"
     return ended
 
 
