@@ -133,10 +133,9 @@ def test_the_table_marks_differences_that_are_no_chance() -> None:
     board = make_scoreboard([[first], [same], [better]])
     assert table_columns(board)[-3:] == ("base", "same", "better")
     (row,) = table_rows(board)
-    assert row[:4] == ("sums", "accuracy", 100, None)
-    assert row[4] == "40.0 [30.9, 49.8]"
-    assert row[5].startswith("42.0 [") and "\n+2.0 [" in row[5] and "*" not in row[5]
-    assert row[6].endswith("] *") and "\n+30.0 [" in row[6]
+    assert row[:3] == ("sums", "accuracy, n = 100", "40.0 [30.9, 49.8]")
+    assert row[3].startswith("42.0 [") and "\n+2.0 [" in row[3] and "*" not in row[3]
+    assert row[4].endswith("] *") and "\n+30.0 [" in row[4]
     assert any("base" in note and "*" in note for note in footnotes(board))
     assert table_columns(make_scoreboard([[result([[1.0]], "runs/a")], [result([[1.0]], "runs/b/")]]))[-2:] == (
         "a",
@@ -150,7 +149,7 @@ def test_the_table_marks_differences_that_are_no_chance() -> None:
 def test_the_table_shows_chance_and_another_split() -> None:
     one = result([[1.0], [0.0]], label="mmlu:anatomy", way="letters", chance=0.25)
     row = table_rows(make_scoreboard([[TaskResult("m", "mmlu", "dev", "letters", "mmlu", one.records, 0.25)]]))[0]
-    assert row[0] == "mmlu (dev)" and row[3] == "25%"
+    assert row[:2] == ("mmlu (dev)", "accuracy, n = 2\nchance 25%")
 
 
 def test_what_training_has_met_is_marked() -> None:
@@ -158,8 +157,8 @@ def test_what_training_has_met_is_marked() -> None:
     marks = [dict.fromkeys(CHATCORE, 0), {**dict.fromkeys(CHATCORE, 0), "gsm8k": 1200}, {}]
     board = make_scoreboard(results, marks)
     rows = {row[0]: row for row in table_rows(board)}
-    assert "†" in rows["gsm8k"][5] and "†" in rows["ChatCORE"][5]
-    assert "†" not in "".join([*rows["gsm8k"][4::2], *rows["mmlu"][4:], rows["ChatCORE"][4]])
+    assert "†" in rows["gsm8k"][3] and "†" in rows["ChatCORE"][3]
+    assert "†" not in "".join([*rows["gsm8k"][2::2], *rows["mmlu"][2:], rows["ChatCORE"][2]])
     assert [note for note in footnotes(board) if "†" in note] == [
         "† met has met items of gsm8k in training: 1,200 training rows"
     ]

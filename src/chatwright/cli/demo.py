@@ -81,7 +81,7 @@ def _print_scores(before: Sequence[TaskResult], after: Sequence[TaskResult], los
     board = make_scoreboard([before, after])
     rows = table_rows(board)
     if losses:
-        rows.append(("held-out loss", "nats a token", None, None, f"{losses[0]:.3f}", f"{losses[-1]:.3f}"))
+        rows.append(("held-out loss", "nats a token", f"{losses[0]:.3f}", f"{losses[-1]:.3f}"))
     out().print(table("scores on held-out problems", table_columns(board), rows))
     for line in footnotes(board):
         note(line)

@@ -135,17 +135,15 @@ def _core_row(
 def table_columns(board: Scoreboard) -> tuple[str, ...]:
     """The headings; of a model's path the last part, where it tells the models apart."""
     last = [name.rstrip("/").rpartition("/")[2] for name in board.subjects]
-    return ("task", "measure", "problems", "chance", *(last if len(set(last)) == len(last) else board.subjects))
+    return ("task", "measure", *(last if len(set(last)) == len(last) else board.subjects))
 
 
-def table_rows(board: Scoreboard) -> list[tuple[Any, ...]]:
+def table_rows(board: Scoreboard) -> list[tuple[str, ...]]:
     """A cell a column; the difference to the first subject stands below each score."""
     return [
         (
             row.label if row.split in (USUAL_SPLIT, "") else f"{row.label} ({row.split})",
-            row.metric,
-            row.problems,
-            f"{row.chance:.0%}" if row.chance else None,
+            f"{row.metric}, n = {row.problems:,}" + (f"\nchance {row.chance:.0%}" if row.chance else ""),
             *(_shown(row, cell) for cell in row.cells),
         )
         for row in board.rows
@@ -154,13 +152,14 @@ def table_rows(board: Scoreboard) -> list[tuple[Any, ...]]:
 
 def _shown(row: Row, cell: Cell) -> str:
     estimate, percent = cell.estimate, row.is_share
-    mark = " †" if cell.contaminated else ""
-    text = f"{_number(estimate.value, percent)} [{_number(estimate.low, percent)}, {_number(estimate.high, percent)}]"
+    mark = "†" if cell.contaminated else ""
+    ends = f"[{_number(estimate.low, percent)}, {_number(estimate.high, percent)}]"
+    text = f"{_number(estimate.value, percent)}{mark} {ends}"
     if cell.difference is None:
-        return text + mark
+        return text
     value, low, high, _, significant = cell.difference
     ends = f"[{_number(low, percent, '+')}, {_number(high, percent, '+')}]"
-    return f"{text}{mark}\n{_number(value, percent, '+')} {ends}{' *' if significant else ''}"
+    return f"{text}\n{_number(value, percent, '+')} {ends}{' *' if significant else ''}"
 
 
 def _number(value: float, percent: bool, sign: str = "") -> str:
@@ -169,7 +168,7 @@ def _number(value: float, percent: bool, sign: str = "") -> str:
 
 def footnotes(board: Scoreboard) -> list[str]:
     """What the table's numbers and marks mean, and what went into them that a reader must know."""
-    notes = ["shares in percent, loss in nats a token; in brackets the 95 % interval"]
+    notes = ["n = problems; shares in percent, loss in nats a token; in brackets the 95 % interval"]
     if len(board.subjects) > 1:
         notes.append(
             f"below each score its difference to {board.subjects[0]}, on the same problems; * = the difference is no "
