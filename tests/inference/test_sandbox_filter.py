@@ -16,7 +16,17 @@ HEADERS = {
 }
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CALLS = {
-    "x86_64": {"read": 0, "execve": 59, "clone": 56, "socket": 41, "socketpair": 53, "ioctl": 16, "setpriority": 141},
+    "x86_64": {
+        "read": 0,
+        "execve": 59,
+        "clone": 56,
+        "socket": 41,
+        "socketpair": 53,
+        "ioctl": 16,
+        "setpriority": 141,
+        "setrlimit": 160,
+        "prlimit64": 302,
+    },
     "aarch64": {
         "read": 63,
         "execve": 221,
@@ -25,6 +35,8 @@ CALLS = {
         "socketpair": 199,
         "ioctl": 29,
         "setpriority": 140,
+        "setrlimit": 164,
+        "prlimit64": 261,
     },
 }
 ALLOW, KILL = 0x7FFF0000, 0x80000000
@@ -93,6 +105,11 @@ def test_arguments_decide_where_they_matter(machine: str) -> None:
         assert decide(made, audit, number, 1) == refuse(errno.EPERM)
     assert decide(made, audit, calls["setpriority"], 0, 0) == ALLOW
     assert decide(made, audit, calls["setpriority"], 0, 1) == refuse(errno.EPERM)
+    assert decide(made, audit, calls["setrlimit"], 7) == ALLOW
+    assert decide(made, audit, calls["setrlimit"], 4) == refuse(errno.EPERM)
+    assert decide(made, audit, calls["prlimit64"], 0, 7) == ALLOW
+    assert decide(made, audit, calls["prlimit64"], 1, 7) == refuse(errno.EPERM)
+    assert decide(made, audit, calls["prlimit64"], 0, 4) == refuse(errno.EPERM)
     assert decide(made, audit, calls["ioctl"], 0, 0x5401) == ALLOW
     assert decide(made, audit, calls["ioctl"], 0, 0x5412) == refuse(errno.EPERM)
     assert decide(made, audit, calls["ioctl"], 0, 0x100005412) == refuse(errno.EPERM)  # only the low half counts

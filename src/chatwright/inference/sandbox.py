@@ -135,7 +135,7 @@ def refusal(report: SandboxReport) -> SandboxError:
 
 
 def sandbox_executor(limits: SandboxLimits | None = None, *, allow_unsafe: bool = False) -> Callable[[str], bool]:
-    """A `tasks.humaneval.Executor`: whether a program with its tests ran to its last line, and ended with status 0.
+    """A `tasks.code_task.Executor`: whether a program with its tests ran to its last line, and ended with status 0.
 
     A program that ends itself before its tests have run doesn't pass, whatever its status or words.
 

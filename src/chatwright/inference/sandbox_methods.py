@@ -27,6 +27,7 @@ NOBODY = 65534
 
 _CHILD = Path(__file__).parent / "sandbox_child"
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib64", "/usr/local/lib")
+_PACKAGES = ("site-packages", "dist-packages")  # installed by the user: not for the program to read
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _LAUNCH = (
     # the package without its first file, which loads more than a launcher needs
@@ -66,10 +67,11 @@ class SandboxLimits:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What of the host is bound in, read-only: `binds` at the same place, `links` path → target."""
+    """What of the host is bound in, read-only: `binds` at the same place, without `hidden`; `links` path → target."""
 
     python: str
     binds: tuple[str, ...]
+    hidden: tuple[str, ...]
     links: Mapping[str, str]
     devices: tuple[str, ...]
 
@@ -86,8 +88,9 @@ def python_needs() -> Needs:
             links[path] = os.readlink(path)  # noqa: PTH115
     existing = sorted(path for path in binds if Path(path).exists())
     outermost = [path for path in existing if not any(path.startswith(other + "/") for other in existing)]
+    packages = (str(found) for path in outermost for kind in _PACKAGES for found in Path(path).glob(f"python*/{kind}"))
     devices = tuple(path for path in _DEVICES if Path(path).exists())
-    return Needs(python, tuple(outermost), links, devices)
+    return Needs(python, tuple(outermost), tuple(sorted(packages)), links, devices)
 
 
 def available(method: Method) -> bool:
@@ -132,6 +135,7 @@ def specification(
         "folder": folder,
         "environment": {"HOME": folder, "TMPDIR": folder, "PYTHONHASHSEED": "0"},  # equal programs do equal things
         "binds": needs.binds,
+        "hidden": needs.hidden,
         "links": needs.links,
         "devices": needs.devices,
         "limits": asdict(limits),
@@ -172,6 +176,8 @@ def _bubblewrap(limits: SandboxLimits) -> list[str]:
         made += ["--perms", "0755", "--dir", path]
     for path in needs.binds:
         made += ["--ro-bind", path, path]
+    for path in needs.hidden:
+        made += ["--perms", "0555", "--size", "4096", "--tmpfs", path, "--remount-ro", path]
     for path, target in needs.links.items():
         made += ["--symlink", target, path]
     for path in needs.devices:

@@ -106,7 +106,8 @@ def _set_limits(limits: Mapping[str, int], *, count_processes: bool) -> None:
     _set_limit("RLIMIT_AS", limits["memory_bytes"])
     _set_limit("RLIMIT_FSIZE", limits["file_bytes"])
     _set_limit("RLIMIT_NOFILE", limits["open_files"])
-    for name in ("RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO"):
+    _set_limit("RLIMIT_CORE", 1)  # 0 would not keep a crash from the host's dump handler (core(5)); 1 does
+    for name in ("RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO"):
         _set_limit(name, 0)
     _set_limit("RLIMIT_SIGPENDING", 128)
     if count_processes:

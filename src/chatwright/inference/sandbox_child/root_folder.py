@@ -35,8 +35,8 @@ def enter(spec: Mapping[str, Any]) -> int:
     """Build the root folder, make it the root, and forget the old one.
 
     Args:
-        spec: `binds` (paths of the host, found at the same place), `links` (path → target), `devices`,
-            `limits` (`temp_bytes`, `temp_files`), `host_name`.
+        spec: `binds` (paths of the host, found at the same place), `hidden` (folders in them, to be empty), `links`
+            (path → target), `devices`, `limits` (`temp_bytes`, `temp_files`), `host_name`.
 
     Returns:
         A descriptor of the host's `/proc`: user ids of a new namespace are written there. Close it before anything
@@ -54,6 +54,8 @@ def enter(spec: Mapping[str, Any]) -> int:
     for path, target in spec["links"].items():
         os.symlink(target, path)
     _bind_all(spec["binds"], proc)
+    for path in spec["hidden"]:
+        kernel.mount("hidden", path, "tmpfs", _LOCKED | kernel.MS_RDONLY, "size=4k,nr_inodes=2,mode=555")
     for path in spec["devices"]:
         _bind(path)
         kernel.mount("none", path, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_NOSUID | kernel.MS_NOEXEC)

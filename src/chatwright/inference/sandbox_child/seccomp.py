@@ -65,11 +65,11 @@ DENIED: dict[str, dict[str, int]] = {
 
 ONLY_SELF: dict[str, dict[str, int]] = {
     "x86_64": {
-        **{"prlimit64": 302, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203},
+        **{"sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203},
         **{"sched_setattr": 314},
     },
     "aarch64": {
-        **{"prlimit64": 261, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122},
+        **{"sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122},
         **{"sched_setattr": 274},
     },
 }
@@ -77,8 +77,26 @@ ONLY_SELF: dict[str, dict[str, int]] = {
 
 
 _MACHINES = {
-    "x86_64": {"audit": 0xC000003E, "clone": 56, "socket": 41, "socketpair": 53, "ioctl": 16, "setpriority": 141},
-    "aarch64": {"audit": 0xC00000B7, "clone": 220, "socket": 198, "socketpair": 199, "ioctl": 29, "setpriority": 140},
+    "x86_64": {
+        "audit": 0xC000003E,
+        "clone": 56,
+        "socket": 41,
+        "socketpair": 53,
+        "ioctl": 16,
+        "setpriority": 141,
+        "setrlimit": 160,
+        "prlimit64": 302,
+    },
+    "aarch64": {
+        "audit": 0xC00000B7,
+        "clone": 220,
+        "socket": 198,
+        "socketpair": 199,
+        "ioctl": 29,
+        "setpriority": 140,
+        "setrlimit": 164,
+        "prlimit64": 261,
+    },
 }
 """AUDIT_ARCH_* of `linux/audit.h`, and the numbers of calls whose arguments matter."""
 
@@ -89,6 +107,7 @@ _NEW_NAMESPACES = (
     | kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET
 )  # fmt: skip
 _AF_UNIX = 1
+_RLIMIT_CORE = 4  # set by `confine` so that a crash leaves nothing on the host
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put words into a terminal's input
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -136,6 +155,9 @@ def program(machine: str) -> list[Instruction]:
     for number in ONLY_SELF[machine].values():
         made += _if_equal(number, [_argument(0), (_EQUAL, 1, 0, 0), refuse, allow])
     made += _if_equal(facts["setpriority"], [_argument(1), (_EQUAL, 1, 0, 0), refuse, allow])
+    made += _if_equal(facts["setrlimit"], [_argument(0), (_EQUAL, 0, 1, _RLIMIT_CORE), refuse, allow])
+    other_or_core = [_argument(0), (_EQUAL, 1, 0, 0), refuse, _argument(1), (_EQUAL, 0, 1, _RLIMIT_CORE), refuse, allow]
+    made += _if_equal(facts["prlimit64"], other_or_core)
     # The C library falls back to clone, whose flags can be looked at: those of clone3 stand behind a pointer.
     made += _if_equal(_CLONE3, [_return(_ERROR | errno.ENOSYS)])
     made += _if_equal(facts["clone"], [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refuse, allow])
