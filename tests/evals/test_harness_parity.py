@@ -305,6 +305,31 @@ def test_the_command_line_is_lm_evals(tasks: TaskManager, folder: Path, tmp_path
     assert len(results["config"]["model_sha"]) == 64 and "acc,none" in results["results"]["tiny_choice"]
 
 
+def test_lm_evals_own_complaints_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> None:
+        def stand_in() -> None:
+            raise error
+
+        monkeypatch.setattr("chatwright.recipes.harness_model.cli_evaluate", stand_in)
+
+    fail(ValueError("Tasks not found: arc_esay"))
+    with pytest.raises(UserError, match=r"arc_esay(.|\n)*ls tasks"):
+        run_lm_eval(["--tasks", "arc_esay"])
+    fail(ConnectionError("Couldn't reach 'allenai/ai2_arc' on the Hub"))
+    with pytest.raises(UserError, match=r"ai2_arc(.|\n)*HF_ENDPOINT"):
+        run_lm_eval(["--tasks", "arc_easy"])
+    fail(ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        run_lm_eval(["--tasks", "arc_easy"])
+
+
+def test_lm_evals_default_device_is_the_fastest_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatwright.recipes.harness_model.available_devices", lambda: ["cpu"])
+    monkeypatch.setattr("chatwright.runtime.available_devices", lambda: ["cpu"])
+    lm = ChatwrightLM(str(folder), device="cuda:0")
+    assert next(lm.engine.model.parameters()).device.type == "cpu"
+
+
 @pytest.mark.slow
 def test_ranks_share_the_documents(tasks: TaskManager, ours: ChatwrightLM, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -21,7 +21,7 @@ from chatwright.adapters.peft_files import WEIGHTS_NAME
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import hash_file
-from chatwright.errors import ConfigError, ModelError, TemplateError
+from chatwright.errors import ConfigError, ModelError, TemplateError, UserError
 from chatwright.evals.harness import HarnessModel
 from chatwright.evals.harness_text import HarnessText, begin_ids
 from chatwright.inference.engine import Engine
@@ -30,13 +30,15 @@ from chatwright.models.generation_weights import prepare_for_generation
 from chatwright.models.transformer import CausalLM
 from chatwright.recipes.model import load_weights
 from chatwright.recipes.template_record import serving_template, stored_template_settings
-from chatwright.runtime import DtypeName, compute_dtype, start_runtime
+from chatwright.runtime import DtypeName, available_devices, compute_dtype, start_runtime
 from chatwright.templates.base import Template
 from chatwright.templates.tokenizer import TextTokenizer
 from chatwright.templates.tokenizer_files import read_files
 
 NAME = "chatwright"
 _COMMANDS = ("run", "ls", "validate")
+_NO_TASK = ("Tasks not found", "No tasks specified")
+"""How lm-eval's errors for mistyped tasks begin."""
 
 
 @register_model(NAME)
@@ -46,7 +48,7 @@ class ChatwrightLM(HarnessModel):
     Args:
         pretrained: anything `resolve_model` finds: folder, run, checkpoint, adapter, GGUF file, hub name, alias.
         dtype: of the weights; None is float32 on a CPU and `auto` elsewhere, bfloat16 where that is native.
-        device: `cpu`, `cuda` …; the fastest when None.
+        device: `cpu`, `cuda` …; the fastest when None, or where lm-eval's default of CUDA isn't there.
         batch_rows: replies and texts that run at once. lm-eval's own `batch_size` has no effect.
         cache_gib: memory for keys and values.
         max_length: tokens that one request may take; the model's context when None.
@@ -132,13 +134,12 @@ def _template_or_why(folder: Path) -> Template | TemplateError:
 
 
 def _kind(device: str | None) -> Any:
-    """The kind of device in lm-eval's words (`cuda:0`)."""
+    """The kind of device in lm-eval's words, whose default is `cuda:0` on every machine; without CUDA the fastest."""
     kind, _, index = (device or "auto").partition(":")
     if index not in ("", "0"):
-        raise ModelError(
-            f"{device!r}: devices are chosen by kind", place="device", hint=f"set CUDA_VISIBLE_DEVICES={index}"
-        )
-    return kind
+        hint = f"set CUDA_VISIBLE_DEVICES={index}"
+        raise ModelError(f"{device!r}: devices are chosen by kind", place="device", hint=hint)
+    return "auto" if kind == "cuda" and kind not in available_devices() else kind
 
 
 def _begin_of_text(bos: int | None, name: str) -> list[int]:
@@ -148,7 +149,11 @@ def _begin_of_text(bos: int | None, name: str) -> list[int]:
 
 
 def run_lm_eval(arguments: Sequence[str]) -> None:
-    """lm-eval's command line with these arguments; `--model chatwright` where they name no model."""
+    """lm-eval's command line with these arguments; `--model chatwright` where they name no model.
+
+    Raises:
+        UserError: there is no such task, its data can't be reached, or what loading the model raises.
+    """
     given = list(arguments)
     helping = not given or given[0] in ("-h", "--help")
     if not helping and given[0] not in _COMMANDS:
@@ -160,6 +165,13 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     sys.argv = ["lm_eval", *given]
     try:
         cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith(_NO_TASK):
+            raise
+        raise UserError(str(error), place="lm-eval", hint="`chatwright harness ls tasks` lists them") from error
+    except ConnectionError as error:
+        hint = "set HF_ENDPOINT to a mirror, or give task files over local data: --include_path FOLDER"
+        raise UserError(str(error), place="lm-eval", hint=hint) from error
     finally:
         sys.argv = before
         if dist.is_initialized():
