@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, make_pair
 
+from chatwright.errors import ModelError
 from chatwright.inference.batch import Batch
 from chatwright.inference.engine import Engine
 from chatwright.inference.prefixes import LEAST_SHARED, PrefixFinder
@@ -59,7 +60,9 @@ def all_logits(model: CausalLM, ids: list[int]) -> torch.Tensor:
 @settings(max_examples=30, deadline=None)
 def test_requests_that_come_and_go_say_what_they_say_alone(data: st.DataObject) -> None:
     """Joining late, leaving early, sharing beginnings and growing caches change no reply."""
-    batch = Engine(LLAMA, stop_ids=(3, 8), max_rows=data.draw(st.integers(1, 5))).open()
+    row_bytes = 64 * LLAMA.cache_token_bytes()
+    cache_bytes = row_bytes * data.draw(st.integers(2, 6))
+    batch = Engine(LLAMA, stop_ids=(3, 8), max_rows=data.draw(st.integers(1, 5)), cache_bytes=cache_bytes).open()
     LLAMA.eval()
     asked: dict[int, Request] = {}
     cancelled: set[int] = set()
@@ -69,7 +72,7 @@ def test_requests_that_come_and_go_say_what_they_say_alone(data: st.DataObject) 
             tail = data.draw(st.lists(st.integers(4, 96), max_size=6))
             start = data.draw(st.sampled_from([SYSTEM, SYSTEM[:20], [1]]))
             drawn = SamplingSettings(
-                max_new_tokens=data.draw(st.integers(1, 14)),
+                max_new_tokens=data.draw(st.one_of(st.integers(1, 14), st.integers(30, 58))),
                 temperature=data.draw(st.sampled_from([0.0, 1.0])),
                 seed=data.draw(st.integers(0, 3)),
             )
@@ -81,6 +84,9 @@ def test_requests_that_come_and_go_say_what_they_say_alone(data: st.DataObject) 
             cancelled.add(number)
         for token in batch.step():
             replies.setdefault(token.row, Reply()).add(token)
+        if batch.cache is not None:
+            held = batch.cache.num_rows * batch.cache.capacity * LLAMA.cache_token_bytes()
+            assert held <= cache_bytes
     finish(batch, replies)
     engine = Engine(LLAMA, stop_ids=(3, 8))
     assert set(replies) == set(asked)
@@ -121,12 +127,13 @@ def test_every_request_is_drawn_by_its_own_settings() -> None:
         Request(SYSTEM, SamplingSettings(max_new_tokens=9, temperature=1.2, seed=4)),
         Request(SYSTEM, SamplingSettings(max_new_tokens=9, temperature=1.2, seed=5)),
         Request(SYSTEM, SamplingSettings(max_new_tokens=9, temperature=0.9, top_k=3, repetition_penalty=1.4)),
+        Request(SYSTEM, SamplingSettings(max_new_tokens=9, temperature=1.2, seed=4, top_p=0.2)),
     ]
     replies = [Reply() for _ in requests]
     for token in Engine(LLAMA, stop_ids=()).run(requests):
         replies[token.row].add(token)
     assert [reply.ids for reply in replies] == [alone(request) for request in requests]
-    assert replies[1].ids != replies[2].ids and len(replies[0].ids) == 3
+    assert replies[1].ids not in (replies[2].ids, replies[4].ids) and len(replies[0].ids) == 3
 
 
 def test_cancelled_requests_leave_at_once_and_the_others_go_on() -> None:
@@ -173,6 +180,8 @@ def test_a_restricted_reply_is_the_likeliest_of_what_is_allowed() -> None:
         reply.ids[0] for seed in range(20) for reply in [_restricted(engine, drawn.model_copy(update={"seed": seed}))]
     }
     assert seen == {60, 61, 62}
+    long = drawn.model_copy(update={"max_new_tokens": 12})
+    assert set(_restricted(engine, long).ids) == {60, 61, 62}, "every token has a draw of its own"
 
 
 def _restricted(engine: Engine, drawn: SamplingSettings) -> Reply:
@@ -209,3 +218,51 @@ def test_the_longest_common_beginning_is_found(wanted: list[int], known: list[li
     assert found == max(lengths, default=0)
     assert (row is None) == (found == 0) and (row is None or lengths[row.number] == found)
     assert LEAST_SHARED > 1
+
+
+def test_greedy_scores_know_what_is_never_drawn() -> None:
+    logits = all_logits(LLAMA, SYSTEM)[-1]
+    first, second = (int(token) for token in logits.topk(2).indices)
+    for engine in (Engine(LLAMA, stop_ids=(), never_ids=[first]), Engine(LLAMA, stop_ids=(), num_tokens=first)):
+        best = int(logits[:first].argmax()) if engine.num_tokens else second
+        scored = engine.score([SYSTEM, SYSTEM], [[first], [best]])
+        assert [each.is_greedy for each in scored] == [False, True]
+
+
+def test_an_active_row_is_shared_with_rather_than_a_finished_one_that_has_less() -> None:
+    """A full batch, several samples of one prompt among short replies that share its header alone."""
+    counting, header = Counting(LLAMA), [1, *range(30, 50)]
+    prompt = [*header, *range(50, 80)]
+    batch = Engine(counting, stop_ids=(), max_rows=2).open()  # type: ignore[arg-type]
+    batch.submit(Request([*header, 90], SamplingSettings(max_new_tokens=2)))
+    for copy in range(3):
+        batch.submit(Request(prompt, SamplingSettings(max_new_tokens=6 - copy, temperature=1.0), copy))
+    finish(batch, {})
+    decoded = 1 + 5 + 4 + 3
+    assert counting.tokens <= len(header) + 1 + (len(prompt) - len(header)) + 2 + decoded
+
+
+def test_nothing_allowed_and_no_rows_are_refused() -> None:
+    with pytest.raises(ModelError, match="nothing is allowed"):
+        Engine(LLAMA, stop_ids=()).choose([[1]], [[]])
+    with pytest.raises(ValueError, match="max_rows"):
+        Engine(LLAMA, stop_ids=(), max_rows=0)
+
+
+def test_a_controller_that_fails_leaves_the_other_rows_right() -> None:
+    class FailsOnce:
+        failed = False
+
+        def on_token(self, row: int, token_id: int) -> list[int]:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("once")
+            return []
+
+    batch = Engine(LLAMA, stop_ids=()).open()
+    batch.submit(Request([1, 30], GREEDY, controller=FailsOnce()))
+    batch.submit(Request([1, 31], GREEDY))
+    with pytest.raises(RuntimeError):
+        batch.step()
+    with pytest.raises(ModelError, match="begin anew"):
+        batch.step()

@@ -10,11 +10,13 @@ import torch
 from fakes import ModelThatLearnedByHeart, byte_tokenizer
 
 from chatwright.conversations.schema import Conversation, Message, Part
+from chatwright.errors import ConfigError
 from chatwright.inference.chat_session import ChatSession
 from chatwright.inference.reply_events import ChatEvent
 from chatwright.inference.responder import Responder, make_engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
+from chatwright.settings import build
 from chatwright.templates.native import NATIVE_FORMATS
 from chatwright.templates.template import Template, TemplateSettings, load_template
 
@@ -176,3 +178,52 @@ def test_a_chat_goes_on_from_what_its_cache_holds(template: Template) -> None:
     fresh = session(model, template)
     assert sum(tokens) - spent < len(prompt), "the first turn was not computed again"
     assert fresh.ask(long) == first and fresh.ask("and then?") == second
+
+
+@pytest.mark.parametrize("stop", ["a", "Berlin", "wie", "世", "berry", ".count", "half of it"])
+@pytest.mark.parametrize("bound", [200, 30, 17, 16, 15, 14])
+def test_a_stop_text_ends_the_reply_and_is_never_shown(
+    model: ModelThatLearnedByHeart, template: Template, stop: str, bound: int
+) -> None:
+    """Split over tokens or not, on the last token or before, streamed or whole; inside a call it means nothing."""
+    settings = SamplingSettings(max_new_tokens=bound, stop=(stop, "never there"))
+    responder = Responder(make_engine(model, template), template, ToolBox())
+    for end in (1, 3):
+        asked = Conversation(DIALOGUE.messages[:end])
+        (reply,) = responder.replies([asked], settings)
+        (free,) = responder.replies([asked], SamplingSettings(max_new_tokens=bound))
+        texts = [part.text for part in free.message.parts if part.kind == "text"]
+        if any(stop in text for text in texts):
+            assert reply.finish_reason == "stop"
+            assert reply.message.text == "".join(texts).partition(stop)[0]
+        else:
+            assert reply.message == free.message and reply.finish_reason == free.finish_reason
+        shown = [event.text for event in responder.events(asked, settings) if event.kind == "text"]
+        assert "".join(shown) == reply.message.text
+
+
+def test_an_empty_stop_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stop"):
+        build(SamplingSettings, {"stop": [""]}, "chat")
+
+
+def test_a_stream_that_was_left_open_does_no_harm(model: ModelThatLearnedByHeart, template: Template) -> None:
+    chat = session(model, template)
+    left = chat.stream_events("Hallo")
+    next(left)
+    assert chat.ask("Hallo") == HELLO
+    left.close()
+    chat.reset()
+    assert chat.ask("Again") == HELLO
+
+
+def test_a_tool_that_fails_badly_leaves_no_trace(model: ModelThatLearnedByHeart, template: Template) -> None:
+    def broken(text: str) -> str:
+        raise RuntimeError(text)
+
+    chat = session(model, template, toolbox=ToolBox({"calculator": broken}))
+    assert chat.ask("Hallo") == HELLO
+    with pytest.raises(RuntimeError):
+        chat.ask("How many r in strawberry? <|output_start|>")
+    chat.use_tools(ToolBox())
+    assert chat.ask("How many r in strawberry? <|output_start|>") == BERRIES

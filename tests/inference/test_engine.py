@@ -164,6 +164,29 @@ def test_logits_that_are_not_finite_are_an_error(llama: CausalLM) -> None:
         Engine(broken, stop_ids=()).generate([[1, 2]], SamplingSettings())
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_so_they_are_when_tokens_are_drawn(options: dict[str, Any]) -> None:
+    broken = make_pair("llama")[1]
+    broken.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        Engine(broken, stop_ids=()).generate([[1, 2]], SamplingSettings(temperature=1.0, **options))
+
+
+def test_a_repetition_penalty_sees_what_transformers_sees() -> None:
+    theirs, ours = make_pair("llama")
+    replies = Engine(ours, stop_ids=()).generate(PROMPTS, SamplingSettings(max_new_tokens=20, repetition_penalty=1.3))
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        ids = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=20,
+            do_sample=False,
+            repetition_penalty=1.3,
+            eos_token_id=None,
+        )
+        assert reply.ids == ids[0, len(prompt) :].tolist()
+
+
 def test_padded_columns_are_never_drawn(llama: CausalLM) -> None:
     replies = Engine(llama, stop_ids=(), num_tokens=10).generate(PROMPTS, SamplingSettings(temperature=3.0))
     assert max(max(reply.ids) for reply in replies) < 10

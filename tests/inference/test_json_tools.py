@@ -125,3 +125,39 @@ def test_the_calculator_says_what_the_training_data_says(name: str) -> None:
                     assert result.kind == "tool_result"
                     assert ToolBox().run(call.tool, call.text) == result.text
     assert calls or name == "spelling"
+
+
+@pytest.mark.parametrize("stop", ["expression", "calculator", "mal", "144", "see"])
+def test_stop_texts_count_only_where_they_are_visible(
+    model: ModelThatLearnedByHeart, template: Template, stop: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"stop": (stop,)})
+    responder = Responder(make_engine(model, template), template, ToolBox())
+    asked = Conversation(DIALOGUE.messages[:1], DIALOGUE.tools)
+    (reply,) = responder.replies([asked], settings)
+    visible = any(stop in part.text for part in REPLY.parts if part.kind == "text")
+    assert reply.message.text == REPLY.text.partition(stop)[0] if visible else reply.message == REPLY
+    shown = [event.text for event in responder.events(asked, settings) if event.kind == "text"]
+    assert "".join(shown).strip() == reply.message.text.strip()
+
+
+def test_the_bound_is_that_of_the_whole_reply(model: ModelThatLearnedByHeart, template: Template) -> None:
+    responder = Responder(make_engine(model, template), template, ToolBox())
+    asked = Conversation(DIALOGUE.messages[:1], DIALOGUE.tools)
+    whole = responder.replies([asked], SETTINGS)[0]
+    for bound in (whole.reply_tokens - 1, whole.reply_tokens - 5, 10):
+        reply = responder.replies([asked], SamplingSettings(max_new_tokens=bound))[0]
+        assert reply.finish_reason == "length" and reply.reply_tokens <= bound
+
+
+def test_a_result_too_long_for_the_context_ends_its_own_reply_alone(template: Template) -> None:
+    greeting = Conversation((Message.of("user", "Hi"), Message.of("assistant", "Hello.")), DIALOGUE.tools)
+    examples = [example for each in (DIALOGUE, greeting) for example in template.render(each)]
+    prompt = len(template.render_prompt(Conversation(DIALOGUE.messages[:1], DIALOGUE.tools)))
+    model = ModelThatLearnedByHeart(examples, template.tokenizer.vocab_size, max_positions=prompt + 200)
+    long = ToolBox({"calculator": lambda text: "4" * 300})
+    responder = Responder(make_engine(model, template), template, long)
+    asked = [Conversation(each.messages[:1], DIALOGUE.tools) for each in (DIALOGUE, greeting)]
+    first, second = responder.replies(asked, SETTINGS)
+    assert first.finish_reason == "length" and first.message.parts[-1].text == "4" * 300
+    assert second.message == greeting.messages[1] and second.finish_reason == "stop"

@@ -85,3 +85,32 @@ def test_overflow_names_the_row() -> None:
         cache.truncate(0, 3)
     with pytest.raises(ValueError, match="different cache rows"):
         model(ids[:2], torch.zeros(2, dtype=torch.long), SegmentLayout.from_lengths([1, 1]), cache, [0, 0])
+
+
+def test_many_rows_in_half_precision_see_their_own_keys_alone() -> None:
+    """The path of two products: rows of different lengths, scores scaled, nothing masked is seen."""
+    model = init_model(config_from_hf({**VARIANTS["llama"], "initializer_range": 0.4}), seed=0).bfloat16()
+    lengths = [3 + 2 * row for row in range(16)]
+    ids, positions, layout = packed(lengths)
+    with torch.inference_mode():
+        whole = model.double()(ids, positions, layout)[0].split(lengths)
+        model.bfloat16()
+        cache = model.new_cache(16, 40)
+        run(model, cache, {row: (text[:-1], 0) for row, text in enumerate(ids.split(lengths))})
+        found = run(model, cache, {row: (text[-1:], len(text) - 1) for row, text in enumerate(ids.split(lengths))})
+    for row, hidden in found.items():
+        assert distance(hidden.double(), whole[row][-1:]) < 0.1
+
+
+def test_a_resized_cache_goes_on_as_if_nothing_had_happened() -> None:
+    model = init_model(config_from_hf(VARIANTS["gemma3"]), seed=0).double()
+    ids, positions, layout = packed([20, 9])
+    whole = model(ids, positions, layout)[0].split([20, 9])
+    first, second = ids.split([20, 9])
+    cache = model.new_cache(3, 20)
+    run(model, cache, {0: (first[:15], 0), 2: (second[:5], 0)})
+    other = cache.resized(2, 24, [2, 0])
+    found = run(model, other, {0: (second[5:], 5), 1: (first[15:], 15)})
+    assert distance(found[0], whole[1][5:]) < 1e-12 and distance(found[1], whole[0][15:]) < 1e-12
+    other.move(1, 0)
+    assert other.lengths == [20, 0]

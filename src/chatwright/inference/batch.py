@@ -1,7 +1,8 @@
 """Requests at work together: admitted when there is room, prefilled, decoded, and gone when they are done.
 
 Knows token ids only. The rows at work always lie in the first rows of the cache, one behind the other: what decoding
-reads best. The cache grows and shrinks with what is asked for, within `cache_bytes`.
+reads best. A cache of another size is made when longer or more rows are asked for, within `cache_bytes`; while its
+contents are copied, the old one is there, too.
 
 Letters: T tokens of one forward, B rows of one forward, N places whose logits are wanted, D hidden size, V columns.
 """
@@ -58,6 +59,7 @@ class Batch:
         self.cache: KVCache | ForeignCache | None = None
         self.num_submitted = 0
         self._events: list[StreamedToken] = []
+        self._failed = False
 
     # Coming and going
 
@@ -75,10 +77,10 @@ class Batch:
         targets = request.targets
         limit = len(targets) if targets is not None else min(request.settings.max_new_tokens, room)
         key = row_key(request.settings.seed, prompt, request.copy)
-        row = Row(number, request, key, limit, [*prompt, *(targets or ())[:-1]])
+        row = Row(number, request, key, limit, [*prompt, *(() if targets is None else targets[:-1])])
         self._require_memory(number, row)
         self.num_submitted += 1
-        if targets is not None and not targets:
+        if targets is not None and len(targets) == 0:
             self._events.append(StreamedToken(number, -1, None, "length"))
         else:
             self.waiting.append(row)
@@ -110,7 +112,19 @@ class Batch:
         return not (self.waiting or self._events) and all(row.finished for row in self.active)
 
     def step(self) -> list[StreamedToken]:
-        """One forward over all rows, the new prompts among them, and the tokens that it gives."""
+        """One forward over all rows, the new prompts among them, and the tokens that it gives.
+
+        Raises:
+            ModelError: logits that are not finite; or an earlier step failed, after which no row can be trusted.
+        """
+        if self._failed:
+            raise ModelError("an earlier step of this batch failed", hint="begin anew with `Engine.open`")
+        self._failed = True
+        tokens = self._step()
+        self._failed = False
+        return tokens
+
+    def _step(self) -> list[StreamedToken]:
         self._adopt()
         self._leave()
         self._admit()
@@ -122,8 +136,7 @@ class Batch:
     # Room
 
     def _fits(self, num_rows: int, longest: int) -> bool:
-        tokens = num_rows * _rounded(longest)
-        return num_rows <= self.max_rows and tokens * self.model.cache_token_bytes() <= self.cache_bytes
+        return num_rows <= self.max_rows and fits(self.model, num_rows, longest, self.cache_bytes)
 
     def _require_memory(self, number: int, row: Row) -> None:
         if self._fits(1, row.need):
@@ -142,12 +155,14 @@ class Batch:
         if not (done and self.waiting) or self.cache is None or not self.cache.shares_prefixes:
             return
         row, finder = self.waiting[0], PrefixFinder()
-        for other in done:
+        for other in sorted(self.active, key=lambda other: not other.finished):  # of equals the first is taken
             finder.add(other.held, other)
         shared, source = finder.longest(row.pending)
+        if source is None or not source.finished:  # a row at work has more in common: it is copied from
+            return
         shared = min(shared, len(row.request.prompt) - 1)
         longest = max([row.need, *(other.need for other in self.active if not other.finished)])
-        if source is None or shared < LEAST_SHARED or not self._fits(len(self.active), longest):
+        if shared < LEAST_SHARED or not self._fits(len(self.active), longest):
             return
         self.waiting.popleft()
         self._make_room(len(self.active), longest)
@@ -170,9 +185,11 @@ class Batch:
 
         A prompt that shares its beginning with another one of this prefill waits for the next: it's copied then.
         """
+        if not self.waiting or len(self.active) >= self.max_rows:
+            return
         tokens, finder = 0, PrefixFinder()
         sharing = self.cache is None or self.cache.shares_prefixes
-        if sharing and self.waiting:
+        if sharing:
             for row in self.active:
                 finder.add(row.held, row)
         fresh = PrefixFinder()
@@ -234,6 +251,7 @@ class Batch:
         )
         for row in rows:
             row.held += row.pending
+            row.pending = []
         known = [row for row in rows if row.request.targets is not None]
         events = self._score(known, rows, lengths, hidden) if known else []
         drawing = [row for row in rows if row.request.targets is None]
@@ -257,7 +275,7 @@ class Batch:
         parts = dict(zip((row.number for row in rows), hidden.split(lengths), strict=True))
         events: list[StreamedToken] = []
         for row in known:
-            targets = list(row.request.targets or ())
+            targets = [] if row.request.targets is None else list(row.request.targets)
             events += self.drawer.score(row, parts[row.number][-len(targets) :], targets)
             row.finished = True
         return events
@@ -283,22 +301,31 @@ class Batch:
     def _check(self, number: int, prompt: Sequence[int], request: Request) -> None:
         vocab_size, max_positions = self.model.config.vocab_size, self.model.max_positions
         place = f"prompt {number}"
+        if request.allowed is not None and len(request.allowed) == 0:
+            raise ModelError("nothing is allowed as its reply", place=place, hint="allow at least one token id")
         if not prompt:
             raise ModelError("an empty prompt", place=place, hint="begin with the begin-of-text token")
-        tokens = len(prompt) + max(len(request.targets or ()) - 1, 0)
+        targets = () if request.targets is None else request.targets
+        allowed = () if request.allowed is None else request.allowed
+        tokens = len(prompt) + max(len(targets) - 1, 0)
         if tokens >= max_positions + (request.targets is not None):
             raise ModelError(
                 f"{tokens} tokens, and the model's context is {max_positions}",
                 place=place,
                 hint="shorten the prompt: leave earlier turns out, or start a new conversation",
             )
-        for token in (*prompt, *(request.targets or ()), *(request.allowed or ())):
+        for token in (*prompt, *targets, *allowed):
             if not 0 <= token < vocab_size:
                 raise ModelError(
                     f"token id {token}, and the model has the ids 0 to {vocab_size - 1}",
                     place=place,
                     hint="use the tokenizer that belongs to this model",
                 )
+
+
+def fits(model: Any, num_rows: int, longest: int, cache_bytes: int) -> bool:
+    """Whether keys and values of so many rows of `longest` tokens fit."""
+    return bool(num_rows * _rounded(longest) * model.cache_token_bytes() <= cache_bytes)
 
 
 def _rounded(tokens: int) -> int:

@@ -73,7 +73,10 @@ class Drawer:
         tokens: list[StreamedToken] = []
         for some, ids in zip(hidden.split(_PLACES), wanted.split(_PLACES), strict=True):
             logits = head.logits(some).float()  # [≤ _PLACES, V]
-            best = (logits if self.num_tokens is None else logits[:, : self.num_tokens]).argmax(dim=-1)
+            drawable = logits if self.num_tokens is None else logits[:, : self.num_tokens]
+            if self.never is not None:
+                drawable = drawable.index_fill(-1, self.never, -torch.inf)
+            best = drawable.argmax(dim=-1)
             log_probs = chosen_log_probs(logits, ids).tolist()
             for token, log_prob, is_best in zip(ids.tolist(), log_probs, (best == ids).tolist(), strict=True):
                 _require_finite(row, log_prob)

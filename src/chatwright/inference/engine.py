@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from chatwright.inference.batch import Batch
+from chatwright.inference.batch import Batch, fits
 from chatwright.inference.drawing import Drawer
 from chatwright.inference.requests import Controller, Reply, Request, Scored, StreamedToken
 from chatwright.inference.sampling import SamplingSettings
@@ -45,6 +45,8 @@ class Engine:
         max_rows: int = 64,
         prefill_tokens: int = 4096,
     ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be 1 or more, found {max_rows}")
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.num_tokens, self.never_ids = num_tokens, tuple(never_ids)
@@ -60,6 +62,11 @@ class Engine:
             max_rows=self.max_rows,
             prefill_tokens=self.prefill_tokens,
         )
+
+    def has_room(self, prompt_tokens: int, reply_tokens: int) -> bool:
+        """Whether a prompt of this length can be answered: in the model's context, and within `cache_bytes`."""
+        need = min(prompt_tokens + reply_tokens, self.model.max_positions)
+        return prompt_tokens < self.model.max_positions and fits(self.model, 1, need, self.cache_bytes)
 
     def generate(
         self,

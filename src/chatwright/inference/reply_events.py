@@ -7,7 +7,7 @@ given out: never half a UTF-8 character, never the beginning of a tool call as i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chatwright.conversations.schema import Part, PartKind
 from chatwright.templates.base import Template
@@ -56,6 +56,7 @@ class ReplyReader:
         ending = template.tokenizer.decode(prompt[-_PROMPT_END:], with_control=True)
         self._thinking = ending.rstrip().endswith(THINK_OPEN)
         self._in_call = False
+        self.met_stop = False  # whether a stop text is visible
         self._shown: dict[int, Part] = {}  # what was given out of each part
 
     def feed(self, token_id: int) -> list[ChatEvent]:
@@ -76,6 +77,7 @@ class ReplyReader:
 
     def _news(self, final: bool) -> list[ChatEvent]:
         parts = self._parts()
+        self.met_stop = self.met_stop or self._shows_stop(parts)
         events: list[ChatEvent] = []
         for index, part in enumerate(parts):
             piecemeal = part.kind in _PIECEMEAL
@@ -92,6 +94,14 @@ class ReplyReader:
             events.append(ChatEvent(part.kind, text[len(before) :], part.tool))
         return events
 
+    def _shows_stop(self, parts: Sequence[Part]) -> bool:
+        texts = [part for part in parts if part.kind == "text" and not self._may_be_call(part.text)]
+        return cut_at(texts, self.stops, self._state is None) != texts
+
+    def _may_be_call(self, text: str) -> bool:
+        """Whether a text may turn out to be a call in JSON."""
+        return self._state is None and self.expects_calls and text.lstrip().startswith("{")
+
     def _parts(self) -> list[Part]:
         """The reply so far; a thinking block that is still open is parsed as text, and called by its name here."""
         parts = list(self.template.parse_reply(self._ids).parts)
@@ -103,11 +113,29 @@ class ReplyReader:
 
     def _certain(self, text: str) -> str:
         """The part of a growing text that no further token can change."""
+        if self._may_be_call(text):
+            return ""
         if self._state is None:
-            if self.expects_calls and text.lstrip().startswith("{"):
-                return ""
             text = _before_partial(before_any(text, GRAMMAR_TAGS), (*GRAMMAR_TAGS, THINK_OPEN, THINK_CLOSE))
         return text.rstrip("\ufffd").rstrip()
+
+
+def cut_at(parts: Sequence[Part], stops: Sequence[str], tagged: bool) -> list[Part]:
+    """The parts up to the first stop text that is visible.
+
+    Args:
+        tagged: calls stand between tags, so that what follows one in a text is the beginning of a call.
+    """
+    kept: list[Part] = []
+    for part in parts:
+        text = part.text
+        if part.kind == "text":
+            before = before_any(text, stops)
+            text = text if tagged and before_any(before, GRAMMAR_TAGS) != before else before
+        kept += [replace(part, text=text)] if text or part.kind != "text" else []
+        if text != part.text:
+            break
+    return kept
 
 
 def before_any(text: str, tags: Sequence[str]) -> str:

@@ -9,13 +9,14 @@ Two kinds of tool grammar, one law: what the model reads after a call is what it
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from chatwright.conversations.schema import Conversation, Message, Part
 from chatwright.inference.batch import Batch
 from chatwright.inference.engine import Engine, evaluating, requests_for
-from chatwright.inference.reply_events import ChatEvent, ReplyReader, before_any
+from chatwright.inference.reply_events import ChatEvent, ReplyReader, cut_at
 from chatwright.inference.requests import Request, StopReason, StreamedToken
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tools import ToolBox
@@ -78,7 +79,6 @@ class _Turn:
     calls_run: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
-    met_stop_text: bool = False
     finish_reason: FinishReason | None = None
 
     def so_far(self) -> Conversation:
@@ -112,7 +112,7 @@ class Responder:
     ) -> None:
         self.engine, self.template = engine, template
         self.toolbox, self.max_tool_calls = toolbox, max_tool_calls
-        self._conversing: Batch | None = None  # keeps the last conversation's keys and values
+        self._resting: Batch | None = None  # keeps the last conversation's keys and values
 
     def reply_many(
         self, conversations: Sequence[Conversation], settings: SamplingSettings | Sequence[SamplingSettings]
@@ -152,11 +152,24 @@ class Responder:
         must not have changed in between.
         """
         turn = _Turn(0, conversation, settings)
-        self._conversing = self._conversing or self.engine.open()
+        batch, self._resting = self._resting or self.engine.open(), None  # a second stream gets one of its own
+        try:
+            with closing(self._tokens([turn], batch)) as tokens:
+                yield from self._shown(turn, tokens)
+        except GeneratorExit:  # cancelled: the batch is as good as ever; after an error it isn't
+            self._resting = batch
+            raise
+        self._resting = batch
+        return turn.reply()
+
+    def _shown(self, turn: _Turn, tokens: Iterator[tuple[_Turn, StreamedToken]]) -> Iterator[ChatEvent]:
+        """The events that a turn's tokens make."""
         reader: ReplyReader | None = None
         results = 0
-        for _, token in self._tokens([turn], self._conversing):
-            reader = reader or ReplyReader(self.template, turn.prompt, bool(conversation.tools), settings.stop)
+        for _, token in tokens:
+            reader = reader or ReplyReader(
+                self.template, turn.prompt, bool(turn.conversation.tools), turn.settings.stop
+            )
             yield from reader.feed(token.token_id)
             if token.stop_reason is not None:
                 yield from reader.finish()
@@ -165,9 +178,8 @@ class Responder:
                     done = [part for part in turn.parts if part.kind == "tool_result"]
                     yield from (ChatEvent(part.kind, part.text, part.tool) for part in done[results:])
                     results = len(done)
-        return turn.reply()
 
-    def _tokens(self, turns: list[_Turn], batch: Batch) -> Iterator[tuple[_Turn, StreamedToken]]:
+    def _tokens(self, turns: list[_Turn], batch: Batch) -> Generator[tuple[_Turn, StreamedToken], None, None]:
         """Every token of every round; a turn's next round is queued behind its last token."""
         at_work: dict[int, _Turn] = {}
         prompts = [self.template.render_prompt(turn.so_far()) for turn in turns]
@@ -187,31 +199,43 @@ class Responder:
                             self._close_round(turn, token.stop_reason)
                         yield turn, token
                         if token.stop_reason is not None and turn.finish_reason is None:
-                            turn.prompt = self.template.render_prompt(turn.so_far())
-                            again = Request(turn.prompt, turn.settings, turn.copy, _TurnController(self, turn))
-                            at_work[batch.submit(again)] = turn
+                            at_work[batch.submit(self._next_round(turn))] = turn
         finally:
             for number in at_work:  # closed before the end
                 batch.cancel(number)
             batch.forget_events()
 
+    def _next_round(self, turn: _Turn) -> Request:
+        """What follows the results of a round's calls; checked by `_goes_on`."""
+        left = turn.settings.model_copy(update={"max_new_tokens": turn.settings.max_new_tokens - turn.reply_tokens})
+        return Request(turn.prompt, left, turn.copy, _TurnController(self, turn))
+
+    def _goes_on(self, turn: _Turn) -> bool:
+        """Render the next round's prompt; whether it leaves room in the reply's bound and in the model's context."""
+        turn.prompt = self.template.render_prompt(turn.so_far())
+        left = turn.settings.max_new_tokens - turn.reply_tokens
+        return left > 0 and self.engine.has_room(len(turn.prompt), left)
+
     def _close_round(self, turn: _Turn, reason: StopReason) -> None:
         """Read what the round said; with JSON calls run them, else finish the turn."""
         parts = list(self.template.parse_reply(turn.ids).parts)
-        if turn.met_stop_text:
-            parts = _cut(parts, turn.settings.stop)
-        turn.parts += parts
+        kept = cut_at(parts, turn.settings.stop, self.template.grammar is None)
+        met_stop_text = kept != parts
+        turn.parts += kept
         turn.reply_tokens += len(turn.ids)
         turn.ids = []
-        calls = [part for part in parts if part.kind == "tool_call"] if self.template.grammar is None else []
-        if turn.met_stop_text:
+        calls = [part for part in kept if part.kind == "tool_call"] if self.template.grammar is None else []
+        if met_stop_text:
             turn.finish_reason = "stop"
+        elif reason == "length":
+            turn.finish_reason = "length"
         elif calls and self.may_run(turn, len(calls)):
             turn.parts += [Part("tool_result", self.run(turn, call), call.tool, call.call_id) for call in calls]
+            turn.finish_reason = None if self._goes_on(turn) else "length"
         elif calls or reason == "controller":
             turn.finish_reason = "tool_calls"
         else:
-            turn.finish_reason = "length" if reason == "length" else "stop"
+            turn.finish_reason = "stop"
 
     def may_run(self, turn: _Turn, num_calls: int) -> bool:
         """Whether there is a toolbox and the turn's bound allows so many more calls."""
@@ -231,21 +255,19 @@ class _TurnController:
         grammar = responder.template.grammar
         self.responder, self.turn = responder, turn
         self.state = grammar.start() if grammar else None
-        self.ids: list[int] = []
-        # A stop text of n bytes ends within the last n tokens, or the last one holds it.
-        self.tail = max((len(text.encode()) for text in turn.settings.stop), default=0) + 4
+        self.reader: ReplyReader | None = None  # reads what is visible, as a stream does
+        if turn.settings.stop:
+            expects = bool(turn.conversation.tools)
+            self.reader = ReplyReader(responder.template, turn.prompt, expects, turn.settings.stop)
 
     def on_token(self, row: int, token_id: int) -> list[int] | None:
         """The result's tokens after the end of a call; None where the reply ends."""
         forced = self._after_call(token_id)
-        if self.turn.settings.stop and forced is not None:
-            self.ids = [*self.ids, token_id][-self.tail :]
-            text = self.responder.template.tokenizer.decode(self.ids)
-            if any(stop in text for stop in self.turn.settings.stop):
-                self.turn.met_stop_text = True
+        if self.reader is not None and forced is not None:
+            for each in (token_id, *forced):
+                self.reader.feed(each)
+            if self.reader.met_stop:
                 return None
-            if forced:
-                self.ids = []
         return forced
 
     def _after_call(self, token_id: int) -> list[int] | None:
@@ -260,14 +282,3 @@ class _TurnController:
         for forced_id in forced:
             self.state.feed(forced_id)
         return forced
-
-
-def _cut(parts: list[Part], stops: Sequence[str]) -> list[Part]:
-    """The parts up to the first stop text."""
-    kept: list[Part] = []
-    for part in parts:
-        text = before_any(part.text, stops) if part.kind == "text" else part.text
-        kept += [replace(part, text=text)] if text or part.kind != "text" else []
-        if text != part.text:
-            break
-    return kept

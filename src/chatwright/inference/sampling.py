@@ -13,6 +13,7 @@ import hashlib
 import struct
 from array import array
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -35,7 +36,7 @@ class SamplingSettings(Settings):
         repetition_penalty: divides positive and multiplies negative logits of every token that the row already
             holds, prompt included (Keskar et al. 2019, CTRL; as transformers does).
         seed: same seed, same prompt, same text.
-        stop: texts that end a reply and aren't part of it; the responder looks for them, since the engine knows no text.
+        stop: texts that end a reply and aren't part of it; the responder looks for them, for the engine knows no text.
     """
 
     temperature: float = Field(default=0.0, ge=0.0)
@@ -43,8 +44,8 @@ class SamplingSettings(Settings):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_new_tokens: int = Field(default=256, ge=1)
     repetition_penalty: float = Field(default=1.0, gt=0.0)
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 def row_key(seed: int, prompt: Sequence[int], copy: int = 0) -> int:
@@ -98,7 +99,8 @@ def sample(
     draws = torch.tensor([uniform(k, n) for k, n in zip(keys, steps, strict=True)], dtype=torch.float64)
     # The first id whose cumulative mass exceeds the draw: never one of probability 0, as `uniform` stays below 1.
     wanted = draws.to(mass.device)[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, wanted, right=True)[:, 0]
+    # (Not a number anywhere in a row gives V: kept in range here, and told by its log-probability.)
+    return torch.searchsorted(mass, wanted, right=True)[:, 0].clamp_(max=mass.shape[-1] - 1)
 
 
 def penalized(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -58,8 +58,8 @@ class Int8Linear(nn.Module):
         with torch.no_grad():
             wide = weight.detach().float()
             largest = wide.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12)  # [O, 1]
-            self.numbers = (wide * (127.0 / largest)).round_().to(torch.int8)  # [O, I]
             self.scales = (largest[:, 0] / 127.0).to(weight.dtype)  # [O]
+            self.numbers = (wide / self.scales[:, None].float()).round_().clamp_(-127, 127).to(torch.int8)  # [O, I]
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

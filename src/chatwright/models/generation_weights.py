@@ -55,30 +55,30 @@ def prepare_for_generation(model: CausalLM, weights: GenerationWeights = Generat
     Raises:
         ModelError: int8 is asked for where there is no kernel for it.
     """
-    _replace(model, weights)
+    _replace(model, weights, [])
 
 
 @contextmanager
 def generating(model: CausalLM) -> Iterator[None]:
     """A model in training, fast to generate with inside the block; its own layers are back afterwards."""
-    changes = _replace(model, GenerationWeights.PACKED)
+    changes: list[tuple[Any, str, Any]] = []
     try:
+        _replace(model, GenerationWeights.PACKED, changes)
         yield
     finally:
         for owner, name, before in reversed(changes):
             setattr(owner, name, before)
 
 
-def _replace(model: CausalLM, weights: GenerationWeights) -> list[tuple[Any, str, Any]]:
-    """Replace what can be replaced; returns (owner, attribute, what stood there)."""
+def _replace(model: CausalLM, weights: GenerationWeights, changes: list[tuple[Any, str, Any]]) -> None:
+    """Replace what can be replaced; `changes` gets (owner, attribute, what stood there) before each change."""
     weight = model.model.embed_tokens.weight
     make: type[Compact] = PackedLinear
     if weights is GenerationWeights.INT8:
         _require_int8(weight)
         make = Int8Linear
     elif not _can_pack(weight):
-        return []
-    changes: list[tuple[Any, str, Any]] = []
+        return
 
     def put(owner: Any, name: str, value: Any) -> None:
         changes.append((owner, name, getattr(owner, name)))
@@ -93,7 +93,6 @@ def _replace(model: CausalLM, weights: GenerationWeights) -> list[tuple[Any, str
             _replace_one(part, "down_proj", make, put)
     owner = model.model.embed_tokens if model.lm_head is None else model.lm_head
     put(model, "packed_head", make(owner.weight))
-    return changes
 
 
 def _replace_together(

@@ -52,6 +52,7 @@ def talk_to(
     system: str | None = None,
     device: str = "auto",
     weights: GenerationWeights = GenerationWeights.PACKED,
+    **limits: int,
 ) -> ChatSession:
     """Load a model and open a conversation with it.
 
@@ -59,6 +60,7 @@ def talk_to(
         name: anything `resolve_model` finds.
         settings: how replies are drawn.
         system: the system message.
+        limits: `cache_bytes` and `max_rows` of `Engine`.
         weights: `int8` halves the memory on a CPU and is faster, but no longer quite the same model.
 
     Raises:
@@ -68,7 +70,7 @@ def talk_to(
     resolved = resolve_model(name)
     template = serving_template(resolved.text_folder)
     model = load_for_generation(resolved, runtime.device, compute_dtype("auto", runtime.device), weights)
-    return session_for(model, template, settings, system=system)
+    return session_for(model, template, settings, system=system, **limits)
 
 
 def session_for(
@@ -77,7 +79,8 @@ def session_for(
     settings: SamplingSettings | None = None,
     *,
     system: str | None = None,
+    **limits: int,
 ) -> ChatSession:
     """A conversation with a model in memory, by the template it was trained with."""
-    engine = make_engine(model, template)
+    engine = make_engine(model, template, **limits)
     return ChatSession(engine, template, toolbox=ToolBox(), system=system, settings=settings or SamplingSettings())
