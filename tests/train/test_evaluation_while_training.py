@@ -28,6 +28,7 @@ from training_runs import (
     differing_bits,
     finish_ranks,
     log_lines,
+    prepare,
     recipe,
     start_ranks,
     train,
@@ -336,7 +337,13 @@ def test_what_is_missing_is_found_before_training(
         train(evaluated(tiny_model, rows, tmp_path / "run", {"tasks": [{"task": "gsm8k"}]}))
     with pytest.raises(UserError, match=r"eval\.prompts\.0: .* tokens, and the model's context is 256"):
         train(evaluated(tiny_model, rows, tmp_path / "long", {"prompts": ["word " * 300]}))
-    assert not (tmp_path / "long" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "long").exists(), "no run was begun"
+    turns = [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "Yes."}]
+    long = write_rows(tmp_path / "long.jsonl", [{"messages": turns}])
+    for asked in ({"heldout": True}, {"best": "heldout_loss"}):
+        data = {"heldout": {"data": [{"path": str(long)}]}, "overflow": "drop"}
+        with pytest.raises(UserError, match="no held-out row is left"):
+            prepare(recipe(tiny_model, rows, tmp_path / "few", eval=asked, **data))
 
 
 def test_bits_per_byte_count_text_alone(tiny_model: Path, rows: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def build_trainer(
         UserError: the run folder holds a run already and `resume` is False.
         CheckpointError: what is there was made by another recipe, model or template.
     """
+    evaluations = plan_evaluations(settings, data, model.model, objective, runtime)  # what it lacks begins no run
     run = RunFolder.create(settings.out, dump_yaml(settings), resume=resume, ranks=runtime)
     dtype = compute_dtype(settings.train.dtype, runtime.device)
     optimizer = build_optimizer(settings, model.model, dtype)
@@ -108,7 +109,7 @@ def build_trainer(
         settings=settings.train,
         runtime=runtime,
         save=writer.save,
-        evaluations=plan_evaluations(settings, data, model.model, objective, runtime),
+        evaluations=evaluations,
         hooks=(*_own_hooks(settings, run, runtime, show_progress), *hooks),
     )
     return RunTrainer(trainer, run, start, checkpoint)

@@ -38,7 +38,7 @@ from chatwright.recipes.showcase import shown
 from chatwright.recipes.streaming import TrainingData
 from chatwright.runtime import Runtime
 from chatwright.templates.base import Template
-from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS, Evaluation, EvaluationPlan, Score
+from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS, LOSSES, Evaluation, EvaluationPlan, Score
 from chatwright.train.objectives import Objective
 from chatwright.train.step import StepModule
 from chatwright.train.validation import HeldoutSums, heldout_sums
@@ -63,12 +63,14 @@ def plan_evaluations(
         UserError: a task's data, letters or sandbox can't be had, or a prompt is too long.
     """
     chosen, steps = settings.eval, settings.eval.steps(data.num_steps)
-    measures_heldout = chosen.measures_heldout(settings.has_heldout) and len(data.heldout) > 0
+    has_rows = len(data.heldout) > 0
+    metrics, best = chosen.metrics(has_heldout=has_rows), chosen.chosen_best(has_heldout=has_rows)
+    if not has_rows and (chosen.heldout or (best is not None and best not in metrics)):
+        hint = "the ledger (`chatwright plan`) says why: choose other data, a larger max_tokens, or another overflow"
+        raise UserError("no held-out row is left to measure on", place="eval", hint=hint)
+    measures_heldout = chosen.measures_heldout(has_rows)
     if not steps or not (measures_heldout or chosen.tasks or chosen.prompts):
         return None
-    metrics, best = (ask(has_heldout=measures_heldout) for ask in (chosen.metrics, chosen.chosen_best))
-    if best is not None and best not in metrics:
-        raise UserError("heldout.share left no row out", place=f"eval.best: {best}", hint="hold out a larger share")
     crew = Crew.of(runtime)
     heldout = HeldoutMeasure.of(settings, data, model, objective, runtime) if measures_heldout else None
     template = data.text.template
@@ -79,7 +81,7 @@ def plan_evaluations(
         Evaluator(chosen, model, template, session, tasks, heldout, chosen.task_steps(data.num_steps)),
         steps,
         best,
-        higher_is_better=best is not None and metrics[best],
+        higher_is_better=best not in LOSSES,
         keep_best=chosen.best is not None,
     )
 

@@ -16,7 +16,7 @@ from chatwright.settings import Settings
 from chatwright.tasks.data_task import TrainingTask
 from chatwright.tasks.registry import make_task
 from chatwright.tasks.task import Task
-from chatwright.train.evaluation import BITS_PER_BYTE, HELDOUT_LOSS
+from chatwright.train.evaluation import LOSSES
 
 Part = Annotated[float, Field(ge=0, le=1)]
 
@@ -69,7 +69,7 @@ class EvaluationTask(Settings):
             raise ValueError(f"split {self.split!r}: {self.task} has {', '.join(task.splits)}")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"samples: {self.samples} equal replies at temperature 0; set temperature, or samples: 1")
-        if self.metric in (HELDOUT_LOSS, BITS_PER_BYTE):
+        if self.metric in LOSSES:
             raise ValueError(f"name: {self.metric} is the held-out data's metric; choose another name")
         return self
 
@@ -120,10 +120,10 @@ class EvaluationSettings(Settings):
         points = {round(part * num_steps) for part in self.at}
         return frozenset(points.union(_regular(self.tasks_every or self.every, num_steps)))
 
-    def metrics(self, *, has_heldout: bool) -> dict[str, bool]:
-        """Every metric that decides between checkpoints, and whether more of it is better."""
-        losses = (HELDOUT_LOSS, BITS_PER_BYTE) if self.measures_heldout(has_heldout) else ()
-        return dict.fromkeys(losses, False) | {task.metric: True for task in self.tasks}
+    def metrics(self, *, has_heldout: bool) -> tuple[str, ...]:
+        """Every metric that can tell the best checkpoint."""
+        losses = LOSSES if self.measures_heldout(has_heldout) else ()
+        return (*losses, *(task.metric for task in self.tasks))
 
     def measures_heldout(self, has_heldout: bool) -> bool:
         """Whether the held-out loss is measured."""

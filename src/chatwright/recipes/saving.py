@@ -36,6 +36,7 @@ from chatwright.recipes.streaming import TrainingData
 from chatwright.recipes.template_record import save_template_record
 from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, determinism_tuple
+from chatwright.train.evaluation import LOSSES
 from chatwright.train.trainer import Progress
 
 
@@ -89,11 +90,8 @@ class CheckpointWriter:
 
     def _settle(self, folder: Path) -> None:
         """What follows a save; done again on resuming, since a kill may have come between."""
-        chosen, has_heldout = self.settings.eval, self.settings.has_heldout
-        metric = chosen.chosen_best(has_heldout=has_heldout)
-        if metric is not None and metric in read_manifest(folder).metrics:
-            rising = chosen.metrics(has_heldout=has_heldout)[metric]
-            mark_best(self.run.path, folder, metric, higher_is_better=rising)
+        for metric in read_manifest(folder).metrics:
+            mark_best(self.run.path, folder, metric, higher_is_better=metric not in LOSSES)
         keep(self.run.path, last=self.settings.train.keep_last)
 
     def _write(self, folder: Path, progress: Progress) -> None:

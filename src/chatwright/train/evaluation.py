@@ -13,6 +13,8 @@ HELDOUT_LOSS = "heldout_loss"
 """Nats a unit of weight over the held-out conversations."""
 BITS_PER_BYTE = "heldout_bits_per_byte"
 """The same in bits a byte of supervised text, which tokenizers can be compared by."""
+LOSSES = (HELDOUT_LOSS, BITS_PER_BYTE)
+"""The metrics of which less is better; more of all others is."""
 
 
 @dataclass(frozen=True, slots=True)
