@@ -104,7 +104,7 @@ def _replace_together(
         for name in names:
             _replace_one(part, name, make, put)
         return
-    biases = [layer.bias for layer in plain if layer.bias is not None]
+    biases: list[torch.Tensor] = [layer.bias for layer in plain if layer.bias is not None]
     weight = torch.cat([layer.weight.detach() for layer in plain])
     put(part, whole, make(weight, torch.cat(biases) if biases else None))
     for name in names:
