@@ -126,6 +126,21 @@ def test_integers_agree_with_python(expression: str) -> None:
     assert calculate(expression) == expected
 
 
+@given(st.integers(-99, 99), st.integers(-6, 6), st.integers(1, 99))
+def test_powers_and_quotients_agree_with_python(base: int, exponent: int, divisor: int) -> None:
+    if base or exponent >= 0:
+        assert float(calculate(f"({base})**{exponent}")) == pytest.approx(base**exponent, rel=1e-11)
+        assert float(calculate(f"-{abs(base)}**2")) == -(base**2), "a power binds tighter than a minus on its left"
+    assert float(calculate(f"{base}/{divisor}")) == pytest.approx(base / divisor, rel=1e-11)
+    assert calculate(f"{base}%{divisor}") == str(base % divisor)
+
+
+@given(st.text(alphabet="abAB \u00e4", max_size=20), st.text(alphabet="abAB", min_size=1, max_size=2))
+def test_counts_agree_with_python(word: str, letters: str) -> None:
+    assert calculate(f'"{word}".count("{letters}")') == str(word.count(letters))
+    assert calculate(f"'{word}' . count('{letters}') + len('{word}')") == str(word.count(letters) + len(word))
+
+
 def test_agrees_with_the_marks_of_gsm8k() -> None:
     text = shared("data/gsm8k/test.jsonl").read_text(encoding="utf-8")
     marks = [
