@@ -193,3 +193,17 @@ def test_the_summary_is_json_with_both_ends_of_every_interval() -> None:
     assert scores[0]["value"] == 0.5 and scores[0]["low"] < 0.5 < scores[0]["high"] and "difference" not in scores[0]
     assert scores[1]["difference"]["to"] == "a" and scores[1]["difference"]["value"] == 0.25
     assert scores[1]["difference"]["significant"] is True and scores[1]["difference"]["changed"] == 10
+
+
+def test_a_graded_task_is_called_the_same_for_all_subjects() -> None:
+    """One subject happens to have only 0 and 1; the other doesn't: one row, no error."""
+    graded = result([[0.5, 1.0], [0.0, 1.0]], subject="a")
+    whole = result([[1.0, 1.0], [0.0, 1.0]], subject="b")
+    board = make_scoreboard([[whole], [graded]])
+    assert [row.metric for row in board.rows] == ["score"]
+
+
+def test_lone_surrogates_of_a_server_can_be_written_and_read() -> None:
+    record = Record(Key(0, 0), "here", 0, "p", 1.0, 0.1, {"reply": "half \ud83d of it, 世"})
+    line = record.to_line()
+    assert "世" in line.encode("utf-8").decode() and Record.from_line(line).details == record.details

@@ -277,7 +277,10 @@ def written_letter(text: str, letters: Sequence[str]) -> str | None:
     found = re.fullmatch(rf"[\s(\[*`]*({one})[\s)\].:*`]*", said) or re.match(rf"[(\[*`]*({one})[)\].:,*`]", said)
     if found:
         return found[1]
-    named = re.findall(rf"(?i:answer)(?:\s+is)?[\s:*(`\[]*({one})(?![\w'])|\\boxed\{{\(?({one})\)?\}}", said)
+    # "A cold virus" names no letter, and "A or B" no single one.
+    alone = rf"({one})(?![\w'])(?!\s+(?:or|and)\s)(?!(?<=A)\s+(?!because|since)[a-z])"
+    before = r"(?i:answer)(?:\s+is)?(?i:\s+(?:option|choice|letter))?[\s:*(`\[$]*"
+    named = re.findall(rf"{before}{alone}|\\boxed\{{(?:\\text\{{)?\(?({one})\)?\}}", said)
     return next((letter for letter in named[-1] if letter), None) if named else None
 
 

@@ -54,7 +54,8 @@ class Record:
         """One line of JSON, without its end."""
         told = {"problem": self.key.problem, "sample": self.key.sample, "source": self.source, "row": self.row}
         rest = {"prompt": self.prompt, "score": self.score, **self.details, "seconds": round(self.seconds, 3)}
-        return json.dumps({**told, **rest}, ensure_ascii=False)
+        line = json.dumps({**told, **rest}, ensure_ascii=False)
+        return line.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair becomes its JSON escape
 
     @staticmethod
     def from_line(line: str) -> Record:
@@ -137,11 +138,14 @@ class ResultsFile:
             self._file = None
 
     def complete(self, records: Sequence[Record]) -> None:
-        """Rank 0 writes all records in order; another rank's part, which they hold, goes."""
+        """Rank 0 writes all records in order."""
         self.close()
         if self._own == self.path:
             self._write(records)
-        else:
+
+    def drop_part(self) -> None:
+        """Another rank's part goes, once rank 0 has written what it holds (`complete`)."""
+        if self._own != self.path:
             self._own.unlink(missing_ok=True)
 
     def _write(self, records: Iterable[Record]) -> None:

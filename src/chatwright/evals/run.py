@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from chatwright import __version__
 from chatwright.console import ProgressLine
@@ -66,6 +66,12 @@ class EvalSettings(Settings):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_new_tokens: int | None = Field(default=None, ge=1)
     system: str | None = None
+
+    @model_validator(mode="after")
+    def _samples_that_differ(self) -> EvalSettings:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples: {self.samples} equal replies at temperature 0; leave one of the two out")
+        return self
 
     def sampling(self, selected: Selected) -> SamplingSettings:
         """How replies to a task are drawn, but for the seed."""
@@ -254,6 +260,7 @@ def collect(
     done |= {record.key: record for record in session.share(made)}
     if file is not None and left:
         session.crew.together(lambda: file.complete(list(done.values())))
+        session.crew.together(file.drop_part)  # only now: what isn't written whole yet must not be lost
     return tuple(done[wanted] for wanted in hashes)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatwright.evals.run import TaskResult
-from chatwright.evals.scores import Score, chatcore, chatcore_difference, scores_of
+from chatwright.evals.scores import Score, chatcore, chatcore_difference, is_binary, scores_of
 from chatwright.evals.selection import CHATCORE
 from chatwright.evals.statistics import Difference, Estimate
 from chatwright.inspection.evaluation_texts import compared_split
@@ -89,10 +89,11 @@ def make_scoreboard(
     rows: list[Row] = []
     of_core: list[dict[str, Score]] = [{} for _ in results]
     for same in zip(*results, strict=True):
-        scores = [scores_of(result) for result in same]
+        binary = all(is_binary(result) for result in same)
+        scores = [scores_of(result, binary) for result in same]
         for place, board in enumerate(of_core):
             board[same[place].label] = scores[place][0]
-        for metric in zip(*scores, strict=True):
+        for metric in zip(*scores, strict=False):  # bits per byte may be missing where nothing had bytes
             cells = [_cell(metric, place, same[place], marks[place]) for place in range(len(same))]
             first = same[0]
             told = (first.label, first.split, metric[0].metric, len(metric[0].amounts) + _left_out(metric[0]))
@@ -122,7 +123,8 @@ def _core_row(
         if estimate is None:
             return
         difference = chatcore_difference(scores[0], scores[place]) if place else None
-        ours = [each.evaluation for each in results[place] if each.label in CHATCORE]
+        core = (each for each in results[place] if each.label in CHATCORE)
+        ours = [each.evaluation for each in core if each.split == compared_split(each.evaluation)]
         met = [marks[place][each] for each in ours if each in marks[place]]
         cells.append(Cell(estimate, difference, sum(met) if met else None))
     problems = sum(len(scores[0][label].amounts) for label in CHATCORE)

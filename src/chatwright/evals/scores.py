@@ -56,15 +56,24 @@ class Score:
         return ratio_difference((their_amounts, their_units), (amounts, units))
 
 
-def scores_of(result: TaskResult) -> list[Score]:
-    """Every metric of a result: one for one reply a problem, pass@1 and pass@k for several, loss and bits per byte."""
+def is_binary(result: TaskResult) -> bool:
+    """Whether every reply was either right or wrong."""
+    return all((record.score or 0.0) in (0.0, 1.0) for record in result.records)
+
+
+def scores_of(result: TaskResult, binary: bool | None = None) -> list[Score]:
+    """Every metric of a result: one for one reply a problem, pass@1 and pass@k for several, loss and bits per byte.
+
+    Args:
+        binary: whether replies are right or wrong for all subjects that are compared; by this result alone if None.
+    """
+    binary = is_binary(result) if binary is None else binary
     if result.way == "loss":
         return _losses(result.records)
     by_problem: dict[int, list[float]] = defaultdict(list)
     for record in result.records:
         by_problem[record.key.problem].append(record.score or 0.0)
     unanswered = _unanswered(result.records)
-    binary = all(score in (0.0, 1.0) for scores in by_problem.values() for score in scores)
     if result.samples == 1 or not binary:
         means = {problem: sum(scores) / len(scores) for problem, scores in by_problem.items()}
         return [_share("accuracy" if binary else "score", means, unanswered)]
@@ -76,8 +85,10 @@ def scores_of(result: TaskResult) -> list[Score]:
 
 
 def _unanswered(records: Sequence[Record]) -> dict[int, str]:
+    """The problems without any reply, and why the last one is missing."""
     told = {each.key.problem: each.details.get("unanswered") for each in records}
-    return {problem: reason for problem, reason in told.items() if reason is not None}
+    answered = {each.key.problem for each in records if each.details.get("unanswered") is None}
+    return {problem: str(reason) for problem, reason in told.items() if problem not in answered}
 
 
 def _share(metric: str, amounts: Mapping[int, float], unanswered: Mapping[int, str]) -> Score:

@@ -43,6 +43,10 @@ def asked(conversation: Conversation, system: str | None = None) -> Conversation
 
 
 def prompt_hash(conversation: Conversation) -> str:
-    """The start of the sha256 of what a model is asked."""
-    told = [(message.role, [(part.kind, part.text) for part in message.parts]) for message in conversation.messages]
+    """The start of the sha256 of what a model is asked, and of how a reply of its own is weighed."""
+    told: list[object] = [
+        (message.role, message.train, message.weight, [(part.kind, part.text) for part in message.parts])
+        for message in conversation.messages
+    ]
+    told += [conversation.tools, sorted(conversation.variables.items())]
     return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()[:16]
