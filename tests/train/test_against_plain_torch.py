@@ -93,7 +93,7 @@ def test_five_steps_of_adamw(tiny_model: Path, run: Run) -> None:
     ours = [(line["loss"], line["grad_norm"]) for line in run.steps]
     assert [pair[0] for pair in ours] == pytest.approx([pair[0] for pair in losses], rel=1e-5)
     assert [pair[1] for pair in ours] == pytest.approx([pair[1] for pair in losses], rel=1e-4)
-    assert farthest(run.weights, named(theirs)) <= 1e-5
+    assert farthest(run.weights, named(theirs)) <= 2e-5  # seen: 1.01e-5 on a processor without AMX, less on others
 
 
 def test_the_saved_model_gives_the_held_out_loss_in_transformers(run: Run) -> None:

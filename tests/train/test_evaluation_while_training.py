@@ -208,6 +208,18 @@ def test_early_stopping_follows_the_score(tiny_model: Path, rows: Path, tmp_path
 
 
 @pytest.mark.usefixtures("peak")
+def test_without_a_name_the_best_of_the_saved_checkpoints_is_marked(
+    tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 6 is better than all, but isn't saved: of 4, 8 and 12 the second is the best."""
+    monkeypatch.setattr(Peak, "script", [0, 0, 0, 2, 1, 1, 0])
+    measured = {**PEAK, "best": None, "heldout": False}
+    train(evaluated(tiny_model, rows, tmp_path / "run", measured, train={"save_every": 4, "keep_last": 1}))
+    best = best_checkpoint(tmp_path / "run")
+    assert best is not None and step_of(best) == 8 and read_manifest(best).metrics == {"peak": 0.5}
+
+
+@pytest.mark.usefixtures("peak")
 def test_another_metric_begins_anew_on_resuming(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     """What was the lowest loss is no highest score."""
     by_loss = {**PEAK, "best": "heldout_loss"}

@@ -155,7 +155,7 @@ class CheckpointWriter:
             recipe=settings.model_dump(mode="json"),
             versions=_versions(),
             determinism=determinism_tuple(self.runtime),
-            metrics=_best_value(progress),
+            metrics=_own_value(progress),
             progress=asdict(progress),
             contamination=self.contamination,
         )
@@ -167,9 +167,11 @@ def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
-def _best_value(progress: Progress) -> dict[str, float]:
-    """A checkpoint never claims the value of another step."""
-    return {progress.best_metric: progress.best_value} if progress.is_best and progress.best_value is not None else {}
+def _own_value(progress: Progress) -> dict[str, float]:
+    """What was measured of these very weights, so that the best of the *saved* checkpoints is found among them."""
+    if progress.last_value is None or progress.last_step != progress.step:
+        return {}
+    return {progress.best_metric: progress.last_value}
 
 
 def _versions() -> dict[str, str]:

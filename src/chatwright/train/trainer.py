@@ -42,6 +42,7 @@ class Progress:
         step: steps done. tokens / supervised_tokens: trained on so far.
         best_value: the best value so far of the metric `best_metric`, None before the first evaluation behind a step.
         best_step: the step it was measured after, −1 before. worse_evaluations: those since then that were no better.
+        last_value: the newest value of `best_metric`, measured after `last_step` steps; a checkpoint of then holds it.
     """
 
     step: int = 0
@@ -51,6 +52,8 @@ class Progress:
     best_metric: str = HELDOUT_LOSS
     best_step: int = -1
     worse_evaluations: int = 0
+    last_value: float | None = None
+    last_step: int = -1
 
     @property
     def is_best(self) -> bool:
@@ -237,6 +240,7 @@ class Trainer:
         value = found.values.get(plan.best) if plan.best is not None else None
         if value is None:  # not measured this time
             return progress
+        progress = replace(progress, last_value=value, last_step=progress.step)
         if plan.better(value, progress.best_value):
             return replace(progress, best_value=value, best_step=progress.step, worse_evaluations=0)
         return replace(progress, worse_evaluations=progress.worse_evaluations + 1)
@@ -246,7 +250,15 @@ class Trainer:
         metric = self.evaluations.best if self.evaluations else None
         if metric in (None, progress.best_metric):
             return progress
-        return replace(progress, best_metric=metric, best_value=None, best_step=-1, worse_evaluations=0)
+        return replace(
+            progress,
+            best_metric=metric,
+            best_value=None,
+            best_step=-1,
+            worse_evaluations=0,
+            last_value=None,
+            last_step=-1,
+        )
 
     def _keeps_best(self, progress: Progress) -> bool:
         """Early stopping ends behind the best weights, which must therefore be kept when they are found."""
