@@ -18,7 +18,7 @@ from chatwright.conversations.task_formats import convert_humaneval
 from chatwright.errors import UserError
 from chatwright.inference import sandbox as sandbox_module
 from chatwright.inference import sandbox_report
-from chatwright.inference.sandbox import Sandbox, SandboxError, SandboxLimits, sandbox_executor
+from chatwright.inference.sandbox import EXECUTOR_LIMITS, Sandbox, SandboxError, SandboxLimits, sandbox_executor
 from chatwright.inference.sandbox_memory import memory_of_tree
 from chatwright.inference.sandbox_methods import python_needs
 from chatwright.inference.sandbox_report import CLAIMS, METHODS, SandboxReport, attempt, probe
@@ -271,7 +271,33 @@ def test_only_what_python_needs_is_bound() -> None:
     assert nested == []
 
 
-# HumanEval
+# Grading
+
+
+@isolated
+@pytest.mark.parametrize("method", ISOLATING)
+def test_a_graded_program_is_no_script(method: sandbox_report.Method) -> None:
+    program = "import pickle\ndef f(): pass\nassert pickle.loads(pickle.dumps(f)) is f\nprint(__name__)"
+    sandbox = Sandbox(method=method)
+    assert sandbox.run(program).stdout == "__main__\n"
+    assert sandbox.run(program, as_main=False).stdout == "program\n"
+    assert sandbox_executor()("if __name__ == '__main__':\n    raise ValueError")
+
+
+@isolated
+def test_waiting_does_not_decide_a_grade() -> None:
+    assert (EXECUTOR_LIMITS.cpu_seconds, EXECUTOR_LIMITS.wall_seconds) == (10, 60)
+    assert not sandbox_executor(SandboxLimits(wall_seconds=0.5))("import time\ntime.sleep(1)")
+    made: list[SandboxLimits | None] = []
+
+    class Recorded(Sandbox):
+        def __init__(self, limits: SandboxLimits | None = None, **rest: object) -> None:
+            made.append(limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox_module, "Sandbox", Recorded)
+        sandbox_executor()
+    assert made == [EXECUTOR_LIMITS]
 
 
 def humaneval_rows() -> list[dict[str, str]]:

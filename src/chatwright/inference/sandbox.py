@@ -72,24 +72,26 @@ class Sandbox:
         else:
             raise refusal(self.report)
 
-    def run(self, program: str, *, stdin: str = "", show_value: bool = False) -> SandboxResult:
+    def run(self, program: str, *, stdin: str = "", show_value: bool = False, as_main: bool = True) -> SandboxResult:
         """Run a program to its end or its limits.
 
         Args:
-            program: Python source; it has the standard library only, and runs as `__main__` in an empty folder.
+            program: Python source; it has the standard library only, and runs in an empty folder.
             stdin: what it reads from standard input.
             show_value: print the value of its last line, if that is an expression, as an interactive session does.
+            as_main: run it as module `__main__`; else as `program`, so that what it keeps for a run as a script
+                (`if __name__ == "__main__":`) isn't run.
 
         Raises:
             SandboxError: the process could not be started or confined.
         """
         if self.method != "none":
-            return self._run(program, stdin, show_value, "/tmp")
+            return self._run(program, stdin, "/tmp", show_value=show_value, as_main=as_main)
         with tempfile.TemporaryDirectory(prefix="chatwright-", ignore_cleanup_errors=True) as folder:
-            return self._run(program, stdin, show_value, folder)
+            return self._run(program, stdin, folder, show_value=show_value, as_main=as_main)
 
-    def _run(self, program: str, stdin: str, show_value: bool, folder: str) -> SandboxResult:
-        spec = specification(self.method, self.limits, program, show_value=show_value, folder=folder)
+    def _run(self, program: str, stdin: str, folder: str, *, show_value: bool, as_main: bool) -> SandboxResult:
+        spec = specification(self.method, self.limits, program, show_value=show_value, folder=folder, as_main=as_main)
         try:
             ended = run_process(self.method, self.limits, spec, stdin.encode("utf-8", "surrogateescape"))
         except OSError as error:
@@ -134,13 +136,21 @@ def refusal(report: SandboxReport) -> SandboxError:
     return SandboxError(f"can't isolate untrusted code: {report.why_not()}", place="sandbox", hint=hint)
 
 
+EXECUTOR_LIMITS = SandboxLimits(wall_seconds=60.0, cpu_seconds=10)
+"""For grading: processor time decides, so that a busy machine doesn't; the clock only ends what waits."""
+
+
 def sandbox_executor(limits: SandboxLimits | None = None, *, allow_unsafe: bool = False) -> Callable[[str], bool]:
     """A `tasks.code_task.Executor`: whether a program with its tests ran to its last line, and ended with status 0.
 
-    A program that ends itself before its tests have run doesn't pass, whatever its status or words.
+    A program that ends itself before its tests have run doesn't pass, whatever its status or words. It isn't run as
+    `__main__`: a reply's own example run is no part of what is graded.
+
+    Args:
+        limits: `EXECUTOR_LIMITS` by default.
 
     Raises:
         SandboxError: this machine can't isolate, and `allow_unsafe` isn't set.
     """
-    sandbox = Sandbox(limits, allow_unsafe=allow_unsafe)
-    return lambda program: sandbox.run(program).reason == "finished"
+    sandbox = Sandbox(limits or EXECUTOR_LIMITS, allow_unsafe=allow_unsafe)
+    return lambda program: sandbox.run(program, as_main=False).reason == "finished"

@@ -110,12 +110,12 @@ def becomes_nobody() -> bool:
 
 
 def specification(
-    method: Method, limits: SandboxLimits, program: str, *, show_value: bool, folder: str
+    method: Method, limits: SandboxLimits, program: str, *, show_value: bool, folder: str, as_main: bool = True
 ) -> dict[str, Any]:
     """The wishes that the launcher is sent.
 
     Args:
-        folder: where the program begins to run.
+        folder: where the program begins to run. show_value, as_main: as for `Sandbox.run`.
     """
     needs = python_needs()
     isolated, switch = method != "none", becomes_nobody() if method != "none" else False
@@ -132,6 +132,7 @@ def specification(
         "driver": (_CHILD / "driver.py").read_text(encoding="utf-8"),
         "program": program,
         "show_value": show_value,
+        "as_main": as_main,
         "folder": folder,
         "environment": {"HOME": folder, "TMPDIR": folder, "PYTHONHASHSEED": "0"},  # equal programs do equal things
         "binds": needs.binds,

@@ -6,7 +6,7 @@ from typing import Any
 
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.conversations.task_formats import convert_humaneval
-from chatwright.tasks.code_task import CodeTask, code_of
+from chatwright.tasks.code_task import CodeTask, code_of, parted_future
 from chatwright.tasks.task import NoOptions
 from chatwright.tasks.task_data import DataPlace, locate
 
@@ -33,4 +33,5 @@ class HumanEval(CodeTask[NoOptions]):
         which has no body but its docstring. The prompt's imports and helpers serve either.
         """
         test, entry_point = conversation.extra["test"], conversation.extra["entry_point"]
-        return f"{conversation.messages[0].text}\n{code_of(reply)}\n\n{test}\n\ncheck({entry_point})\n"
+        future, code = parted_future(code_of(reply))
+        return f"{future}{conversation.messages[0].text}\n{code}\n\n{test}\n\ncheck({entry_point})\n"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.conversations.task_formats import convert_mbpp
 from chatwright.settings import Settings
-from chatwright.tasks.code_task import CodeTask, code_of
+from chatwright.tasks.code_task import CodeTask, code_of, parted_future
 from chatwright.tasks.task_data import DataPlace, locate
 
 
@@ -35,7 +35,11 @@ class Mbpp(CodeTask[MbppOptions]):
         return convert_mbpp(row, source, index)
 
     def program(self, conversation: Conversation, reply: Message) -> str:
-        """What the tests import or set up, the reply's code, the tests."""
+        """What the tests import or set up, the reply's code, the tests.
+
+        The blank line between keeps a backslash at the code's end from swallowing the first test.
+        """
         extra = conversation.extra
         setup = [*(extra.get("test_imports") or ()), extra.get("test_setup_code") or ""]
-        return "\n".join([*setup, code_of(reply), *extra["test_list"], ""])
+        future, code = parted_future(code_of(reply))
+        return future + "\n".join([*setup, code, "", *extra["test_list"], ""])

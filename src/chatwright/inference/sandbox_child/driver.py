@@ -57,11 +57,16 @@ def _add_quitters() -> None:
         setattr(builtins, name, _sitebuiltins.Quitter(name, "the end of the program"))
 
 
-def _run(source: str, show_value: bool) -> None:
-    """The program as module `__main__`; an uncaught exception ends the process with status 1."""
+def _run(source: str, show_value: bool, as_main: bool) -> bool:
+    """Whether the program, as module `__main__` or `program`, came to its end; an uncaught exception is shown.
+
+    Raises:
+        SystemExit: the program's own.
+    """
     _add_quitters()
-    module = type(sys)("__main__")
-    sys.modules["__main__"], sys.argv = module, [_NAME]
+    module = type(sys)("__main__" if as_main else "program")
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
+    sys.argv = [_NAME]
     try:
         code, value = _compiled(source, show_value)
         exec(code, module.__dict__)  # noqa: S102 - what the sandbox is for
@@ -72,16 +77,26 @@ def _run(source: str, show_value: bool) -> None:
         raise
     except BaseException as error:  # noqa: BLE001 - shown as the interpreter would
         _show(error, source)
-        sys.exit(1)
+        return False
+    return True
 
 
 def main() -> None:
-    """Read, run, and say that the end was reached."""
+    """Read, run, and say that the end was reached; an uncaught exception ends the process with status 1.
+
+    What decides is bound before the program runs: it may put its own functions in the place of the modules'.
+    """
+    end, write = os._exit, os.write
     with open(3, "rb") as file:
-        token, flag, source = file.read().split(b"\n", 2)
+        token, flags, source = file.read().split(b"\n", 2)
     os.set_inheritable(4, False)
-    _run(source.decode("utf-8", "surrogatepass"), flag == b"show")
-    os.write(4, token)
+    if not _run(source.decode("utf-8", "surrogatepass"), b"show" in flags, b"main" in flags):
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            end(1)
+    write(4, token)
 
 
 if __name__ == "__main__":

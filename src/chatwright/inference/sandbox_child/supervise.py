@@ -108,7 +108,8 @@ def _wake_on_child_end() -> int:
 
 def _hand_over(pipe: int, spec: Mapping[str, Any], token: str) -> None:
     """Give the driver the token and the program. It may die before it has read all."""
-    words = f"{token}\n{'show' if spec['show_value'] else 'run'}\n{spec['program']}"
+    flags = f"{'show' if spec['show_value'] else ''} {'main' if spec['as_main'] else ''}"
+    words = f"{token}\n{flags}\n{spec['program']}"
     try:
         with os.fdopen(pipe, "wb") as file:
             file.write(words.encode("utf-8", "surrogatepass"))
