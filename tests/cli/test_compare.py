@@ -6,12 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import chatwright.inference.sandbox as sandbox_module
+import chatwright.recipes.comparing as comparing
+from chatwright.checkpoints.export import MARKER_NAME
 from chatwright.cli.main import main
+from chatwright.inference.sandbox_report import SandboxReport
+from chatwright.tasks.registry import TASKS
 from tiny_model import make_tiny_model
 
 Command = Callable[..., tuple[int, str, str]]
@@ -24,6 +30,8 @@ def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.setenv("CHATWRIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     torch.set_num_threads(1)
+    for task in TASKS.values():
+        monkeypatch.setattr(task, "max_new_tokens", 8)  # these models ramble
     make_tiny_model(tmp_path / "one")
     make_tiny_model(tmp_path / "two", seed=1)
     (tmp_path / "prompts.txt").write_text("Who are you?\nTell me a colour.\n", encoding="utf-8")
@@ -149,6 +157,50 @@ def test_without_tasks_there_are_no_scores(compare: Command, tmp_path: Path) -> 
     assert json.loads(out)["scores"] == []
     compare("one", "--prompts", "prompts.txt", "--html", "page.html")
     assert 'id="scores"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_scores_are_those_of_eval_in_float32_with_the_marks_of_the_training_data(
+    compare: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"checkpoint": "step-000001", "contamination": {"letter_counting": 40}}
+    (tmp_path / "two" / MARKER_NAME).write_text(json.dumps(record), encoding="utf-8")
+    asked = ("two", "--tasks", "letter_counting,spelling", "--limit", "1", "--device", "cpu")
+    identities, evaluate = [], comparing.evaluate_task
+
+    def watched(subject: Any, *given: Any) -> Any:
+        identities.append(subject.identity())
+        return evaluate(subject, *given)
+
+    monkeypatch.setattr(comparing, "evaluate_task", watched)
+    _, out, _ = compare(*asked, "--prompts", "prompts.txt", "--json")
+    rows = json.loads(out)["scores"]
+    monkeypatch.setattr(sys, "argv", ["chatwright", "eval", *asked, "--json", "-"])
+    with pytest.raises(SystemExit, match="^0$"):
+        main()
+    told = json.loads(capsys.readouterr().out)
+    assert rows == told["rows"] and list(dict.fromkeys(identities)) == told["identities"]
+    assert all(" float32," in each for each in identities)
+    assert [[score["contaminated_rows"] for score in row["scores"]] for row in rows] == [[40], [None]]
+
+
+def test_tasks_that_run_code_are_graded_in_the_sandbox_or_refused_before_the_work(
+    compare: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = SandboxReport("namespaces", problem="unshare: Operation not permitted")
+    monkeypatch.setattr(sandbox_module, "best_report", lambda: report)
+    monkeypatch.setenv("CHATWRIGHT_DATA", str(tmp_path / "data"))
+    row = {"task_id": "a/0", "prompt": "def f():\n", "canonical_solution": "    return 1\n", "entry_point": "f"}
+    row["test"] = "def check(candidate):\n    assert candidate() == 1\n"
+    asked = ("one", "--prompts", "prompts.txt", "--tasks", "humaneval", "--json")
+    code, out, err = compare(*asked, "--allow-unsafe-code")
+    assert code == 2 and out == "" and "humaneval" in err and "marks" not in err, "missing data is found first"
+    (tmp_path / "data" / "humaneval").mkdir(parents=True)
+    (tmp_path / "data" / "humaneval" / "HumanEval.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    code, out, err = compare(*asked)
+    assert code == 2 and out == "" and "can't isolate" in err and "marks" not in err
+    code, out, err = compare(*asked, "--allow-unsafe-code")
+    assert code == 0, err
+    assert [(each["task"], each["problems"]) for each in json.loads(out)["scores"]] == [("humaneval", 1)]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from chatwright.console import note, out, table
 from chatwright.errors import UserError
+from chatwright.evals.run import EvalSettings
 from chatwright.evals.scoreboard import footnotes, table_columns, table_rows
-from chatwright.evals.selection import select_tasks
+from chatwright.evals.selection import armed, look_ahead, select_tasks
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.inspection.escaping import visible
 from chatwright.recipes.comparing import Column, asked, compare_models, scoreboard_of
@@ -36,6 +37,7 @@ class Request(NamedTuple):
     as_json: bool
     tasks: str | None = None
     limit: int | None = None
+    allow_unsafe: bool = False
 
 
 def run_compare(request: Request) -> None:
@@ -43,13 +45,15 @@ def run_compare(request: Request) -> None:
     if request.as_json and request.html is not None:
         raise UserError("--json and --html exclude each other", place="compare", hint="give one of them")
     probes = built_in_probes() if request.prompts is None else read_probes(request.prompts)
-    tasks = select_tasks(request.tasks) if request.tasks else []
+    tasks = armed(select_tasks(request.tasks) if request.tasks else [], request.allow_unsafe)
     settings = build(SamplingSettings, {"max_new_tokens": request.max_new_tokens}, "compare")
+    measured = EvalSettings(limit=request.limit)
+    look_ahead(request.models, tasks, measured.split, measured.seed)
     if request.html is not None:
         Path(request.html).touch()  # a place that can't be written is found before the work
     columns: list[Column] = []
-    measured: dict[str, Any] = {"tasks": tasks, "limit": request.limit, "device": request.device}
-    for column in compare_models(request.models, probes, settings, **measured):
+    how: dict[str, Any] = {"tasks": tasks, "measured": measured, "device": request.device}
+    for column in compare_models(request.models, probes, settings, **how):
         columns.append(column)
         good, total = column.passed
         note(f"{column.name}: {good} of {total} marks, asked by {column.asked_by}")

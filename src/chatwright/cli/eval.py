@@ -7,11 +7,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from chatwright.checkpoints.imports import resolve_model
 from chatwright.console import note, out, table
 from chatwright.errors import ConfigError, UserError
 from chatwright.evals.endpoint import ChoiceBy, endpoint_subject
@@ -20,9 +18,8 @@ from chatwright.evals.local import LocalSubject
 from chatwright.evals.records import file_name
 from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_heldout, evaluate_task
 from chatwright.evals.scoreboard import Scoreboard, footnotes, make_scoreboard, table_columns, table_rows
-from chatwright.evals.selection import Executor, Selected, gradable_tasks, select_tasks
+from chatwright.evals.selection import Selected, armed, gradable_tasks, look_ahead, select_tasks
 from chatwright.evals.subject import Subject
-from chatwright.inference.sandbox import sandbox_executor
 from chatwright.models.generation_weights import GenerationWeights, generation_weights
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.subjects import heldout_set, open_subject, results_folder
@@ -87,11 +84,11 @@ def run_eval(request: EvalRequest) -> None:
     """Measure every model on everything asked for, one model in memory at a time; print the table."""
     settings = build(EvalSettings, dict(request.settings), "eval")
     _require(request)
-    selected = _armed(select_tasks(request.tasks) if request.tasks else [], request.allow_unsafe)
+    selected = armed(select_tasks(request.tasks) if request.tasks else [], request.allow_unsafe)
     runtime = start_runtime(request.device)  # type: ignore[arg-type]
     try:
         crew = Crew.of(runtime)
-        crew.together(lambda: _look_ahead(request, selected, settings))
+        crew.together(lambda: look_ahead(request.models, selected, settings.split, settings.seed))
         sets = [heldout_set(name, crew) for name in request.heldout]
         if runtime.is_main and request.json_file not in (None, STANDARD_OUTPUT):
             Path(str(request.json_file)).touch()  # a place that can't be written is found before the work
@@ -124,6 +121,9 @@ def _require(request: EvalRequest) -> None:
         raise UserError("what is to be measured?", place="eval", hint=hint)
     twice = sorted({name for name in request.models if request.models.count(name) > 1})
     problems = [f"models: {name} is named twice" for name in twice]
+    called = [Path(name).name for name in request.heldout]
+    for label in sorted({each for each in called if called.count(each) > 1}):
+        problems.append(f"heldout: two sets are called {label}; rename one of the files, or measure them apart")
     if request.endpoint is not None and request.heldout:
         problems.append("heldout: the loss needs the model itself, which a server doesn't give away")
     if request.choice_by not in get_args(ChoiceBy):
@@ -132,24 +132,6 @@ def _require(request: EvalRequest) -> None:
         problems.append(f"batch-rows: must be 1 or more (found {request.batch_rows})")
     if problems:
         raise ConfigError(problems, source="eval")
-
-
-def _armed(selected: Sequence[Selected], allow_unsafe: bool) -> list[Selected]:
-    """The tasks, with the sandbox for those that run code; it is probed once, and only if need be."""
-
-    @cache
-    def executor() -> Executor:
-        return sandbox_executor(allow_unsafe=allow_unsafe)
-
-    return [each.with_executor(executor) for each in selected]
-
-
-def _look_ahead(request: EvalRequest, selected: Sequence[Selected], settings: EvalSettings) -> None:
-    """Find what would only be missing hours later: a model, a split, a task's data."""
-    for name in request.models:
-        resolve_model(name)
-    for each in selected:
-        each.problems(each.split(settings.split), 1, settings.seed)
 
 
 Opener = Callable[[], Any]

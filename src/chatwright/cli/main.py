@@ -231,11 +231,12 @@ def compare(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or npu.")] = "auto",
     html: Annotated[str | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
     as_json: AsJson = False,
+    allow_unsafe_code: AllowUnsafe = False,
 ) -> None:
     """Answers of several models side by side, each marked for brevity, format, tool use and keeping to its turn."""
     from chatwright.cli.compare import Request, run_compare
 
-    run_compare(Request(models, prompts, max_new_tokens, device, html, as_json, tasks, limit))
+    run_compare(Request(models, prompts, max_new_tokens, device, html, as_json, tasks, limit, allow_unsafe_code))
 
 
 app.command("eval")(eval_)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol, cast, runtime_checkable
 
+from chatwright.checkpoints.imports import resolve_model
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError, UserError
+from chatwright.inference.sandbox import sandbox_executor
 from chatwright.inspection.evaluation_texts import SUBSETS
 from chatwright.tasks.data_task import TrainingTask
 from chatwright.tasks.registry import TASKS, make_task
@@ -64,6 +67,32 @@ class Selected:
         if not found:
             raise UserError(f"there are no problems in the split {split}", place=f"task {self.label}")
         return found
+
+
+def armed(selected: Sequence[Selected], allow_unsafe: bool) -> list[Selected]:
+    """The tasks, with the sandbox for those that run code; it is probed once, and only if need be.
+
+    Raises:
+        SandboxError: a task runs code, this machine can't isolate it, and `allow_unsafe` isn't set.
+    """
+
+    @cache
+    def executor() -> Executor:
+        return sandbox_executor(allow_unsafe=allow_unsafe)
+
+    return [each.with_executor(executor) for each in selected]
+
+
+def look_ahead(names: Iterable[str], selected: Iterable[Selected], split: str | None, seed: int) -> None:
+    """Find what would only be missing hours later: a model, a split, a task's data.
+
+    Raises:
+        ModelError: there is no such model. ConfigError: no such split. UserError: a task's data isn't at hand.
+    """
+    for name in names:
+        resolve_model(name)
+    for each in selected:
+        each.problems(each.split(split), 1, seed)
 
 
 def select_tasks(text: str) -> list[Selected]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from chatwright.checkpoints.imports import resolve_model
 from chatwright.conversations.schema import Conversation, Message
-from chatwright.evals.local import LocalSubject
 from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
 from chatwright.evals.scoreboard import Scoreboard, make_scoreboard
 from chatwright.evals.selection import Selected
@@ -19,6 +19,7 @@ from chatwright.inference.engine import Engine
 from chatwright.inference.requests import Request, StreamedToken
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.probes import Answer, Probe, marks
+from chatwright.recipes.subjects import open_subject
 from chatwright.recipes.talking import talk_to
 from chatwright.recipes.template_record import stored_template_settings
 from chatwright.templates.base import Template
@@ -37,6 +38,7 @@ class Column:
         name: as the user typed it. asked_by: `BY_TEMPLATE`; or `AS_TEXT`: a base model, which knows no turns, is given
             the prompt alone and goes on with it.
         answers: one a probe. marks: of each answer. results: one a task.
+        contamination: evaluation → rows trained on that hold items of it; empty where no task was asked for.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Column:
     answers: tuple[Answer, ...]
     marks: tuple[dict[str, bool], ...]
     results: tuple[TaskResult, ...] = ()
+    contamination: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> tuple[int, int]:
@@ -58,32 +61,50 @@ def compare_models(
     settings: SamplingSettings,
     *,
     tasks: Sequence[Selected] = (),
-    limit: int | None = None,
+    measured: EvalSettings | None = None,
     device: str = "auto",
 ) -> Iterator[Column]:
     """Each model's answers in turn; one model is in memory at a time.
 
     Args:
-        tasks: also measured, by the model's template, on their first `limit` problems.
+        tasks: also measured, by the model's template, as `measured` says and in the precision of `eval`; those that
+            run code must have been given an executor (`evals.selection.armed`).
 
     Raises:
         ModelError, TemplateError, CheckpointError: a model can't be loaded, or served as it was trained.
         UserError: a task's data isn't at hand, or it can't be graded.
     """
     for name in names:
+        results, contamination = _measured(name, tasks, measured or EvalSettings(), device) if tasks else ((), {})
         session = talk_to(name, settings, device=device)
-        subject = LocalSubject(name, session.responder, "in memory")
-        measured = EvalSettings(limit=limit)
-        results = tuple(evaluate_task(subject, task, measured, Session()) for task in tasks)
         chats = has_template(name)
         answers = _answers(session, probes) if chats else _continuations(session, probes)
         judged = tuple(marks(probe, answer) for probe, answer in zip(probes, answers, strict=True))
-        yield Column(name, BY_TEMPLATE if chats else AS_TEXT, tuple(answers), judged, results)
+        yield Column(name, BY_TEMPLATE if chats else AS_TEXT, tuple(answers), judged, results, contamination)
+        del session  # before the next one is loaded
+        gc.collect()
+
+
+def _measured(
+    name: str, tasks: Sequence[Selected], settings: EvalSettings, device: str
+) -> tuple[tuple[TaskResult, ...], Mapping[str, int]]:
+    """A model's results as `chatwright eval` has them, and the marks of its training data.
+
+    The model is loaded for this alone: scores need float32 on a CPU, where the answers are drawn as in a chat.
+    """
+    opened = open_subject(name, device=device)
+    results = tuple(evaluate_task(opened.subject, task, settings, Session()) for task in tasks)
+    contamination = opened.contamination
+    del opened
+    gc.collect()
+    return results, contamination
 
 
 def scoreboard_of(columns: Sequence[Column]) -> Scoreboard | None:
     """The scores of all models, differences to the first one; None where no task was asked for."""
-    return make_scoreboard([column.results for column in columns]) if columns[0].results else None
+    if not columns[0].results:
+        return None
+    return make_scoreboard([column.results for column in columns], [column.contamination for column in columns])
 
 
 def has_template(name: str | Path) -> bool:
