@@ -175,7 +175,7 @@ def test_scores_are_those_of_eval_in_float32_with_the_marks_of_the_training_data
     _, out, _ = compare(*asked, "--prompts", "prompts.txt", "--json")
     rows = json.loads(out)["scores"]
     monkeypatch.setattr(sys, "argv", ["chatwright", "eval", *asked, "--json", "-"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main()
     told = json.loads(capsys.readouterr().out)
     assert rows == told["rows"] and list(dict.fromkeys(identities)) == told["identities"]
