@@ -207,3 +207,9 @@ def test_lone_surrogates_of_a_server_can_be_written_and_read() -> None:
     record = Record(Key(0, 0), "here", 0, "p", 1.0, 0.1, {"reply": "half \ud83d of it, 世"})
     line = record.to_line()
     assert "世" in line.encode("utf-8").decode() and Record.from_line(line).details == record.details
+
+
+def test_replies_without_room_left_are_counted() -> None:
+    records = [Record(Key(n, 0), "here", n, "p", 0.0, 0.1, {"finish": "length" if n < 2 else "stop"}) for n in range(5)]
+    board = make_scoreboard([[TaskResult("m", "sums", "test", "replies", "sums", tuple(records), 0.0, 1)]])
+    assert any("sums: 2 replies of m cut off" in note for note in footnotes(board))

@@ -92,7 +92,7 @@ def test_prompts_are_read_from_text_yaml_and_conversations(tmp_path: Path) -> No
     text.write_text("\ufeffWho are you?\n\n  What is 2+2?  \n", encoding="utf-8")
     assert [probe.prompt for probe in read_probes(text)] == ["Who are you?", "What is 2+2?"]
     yaml = tmp_path / "probes.yaml"
-    yaml.write_text("- {prompt: \"What is 2+2?\", number: 4, name: sum}\n", encoding="utf-8")
+    yaml.write_text('- {prompt: "What is 2+2?", number: 4, name: sum}\n', encoding="utf-8")
     assert read_probes(yaml) == (Probe(name="sum", prompt="What is 2+2?", number=4),)
     rows = tmp_path / "chats.jsonl"
     turns = [("system", "Be kind."), ("user", "Hello"), ("assistant", "Hi."), ("user", "Bye"), ("assistant", "Bye.")]

@@ -25,6 +25,7 @@ class Cell:
         difference: to the first subject; None for that one.
         contaminated: training rows that hold items of this test set; None where nobody compared them.
         unanswered: problems without a reply. reasons: why, each once.
+        cut: replies that ended because their room was used up.
     """
 
     estimate: Estimate
@@ -32,6 +33,7 @@ class Cell:
     contaminated: int | None = None
     unanswered: int = 0
     reasons: tuple[str, ...] = ()
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Scoreboard:
         scores = []
         for name, cell in zip(self.subjects, row.cells, strict=True):
             value = {"model": name, **cell.estimate._asdict()}
-            value |= {"unanswered": cell.unanswered, "contaminated_rows": cell.contaminated}
+            value |= {"unanswered": cell.unanswered, "cut_off": cell.cut, "contaminated_rows": cell.contaminated}
             if cell.difference is not None:
                 value["difference"] = {"to": self.subjects[0], **cell.difference._asdict()}
             scores.append(value)
@@ -110,7 +112,8 @@ def _cell(scores: Sequence[Score], place: int, result: TaskResult, marks: Mappin
     difference = scores[place].minus(scores[0]) if place else None
     met = marks.get(result.evaluation) if result.split == compared_split(result.evaluation) else None
     missing = scores[place].unanswered
-    return Cell(scores[place].estimate, difference, met, len(missing), tuple(sorted(set(missing.values()))))
+    cut = sum(record.details.get("finish") == "length" for record in result.records)
+    return Cell(scores[place].estimate, difference, met, len(missing), tuple(sorted(set(missing.values()))), cut)
 
 
 def _core_row(
@@ -185,6 +188,9 @@ def footnotes(board: Scoreboard) -> list[str]:
                 counted = "counted as wrong" if row.is_share else "left out"
                 without = _counted(cell.unanswered, "problem")
                 notes.append(f"{row.label}: {without} without a reply of {name}, {counted}: {_few(cell.reasons)}")
+            if cell.cut:
+                told = _counted(cell.cut, "reply", "replies")
+                notes.append(f"{row.label}: {told} of {name} cut off, with no room left: see --max-new-tokens")
     return list(dict.fromkeys(notes))
 
 
@@ -193,5 +199,5 @@ def _few(reasons: Sequence[str]) -> str:
     return "; ".join([*reasons[:REASONS_SHOWN], *([f"{more} other reasons"] if more > 0 else [])])
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _counted(number: int, what: str, several: str | None = None) -> str:
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
