@@ -195,7 +195,7 @@ def _from_hub(name: str, revision: str | None, cache: Path) -> ResolvedModel:
         raise ModelError(f"the hub {constants.ENDPOINT} has no such model", place=name, hint=hint) from None
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        message = f"can't be downloaded from {constants.ENDPOINT}: {reason}"
+        message = f"there is no such folder here, and it can't be downloaded from {constants.ENDPOINT}: {reason}"
         raise ModelError(message, place=name, hint=_ADVICE) from error
     folder = Path(downloaded)
     pinned = f"hub:{name}@{folder.name}"  # the snapshot's folder is named by its commit
