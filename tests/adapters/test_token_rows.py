@@ -27,7 +27,7 @@ def test_rows_start_where_the_model_stood(tied: bool) -> None:
     before = our_logits(model, ids)
     count = attach_token_rows(model, IDS, seed=None)
     assert count == 3 * 32 * (1 if tied else 2)
-    assert torch.equal(our_logits(model, ids), before)
+    torch.testing.assert_close(our_logits(model, ids), before, rtol=1e-12, atol=1e-12)  # other kernels for few rows
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -217,7 +217,7 @@ def test_evaluation_and_what_is_kept(
     best = best_checkpoint(tmp_path / "run")
     assert best is not None and step_of(best) == 4 and read_manifest(best).metrics == {"heldout_loss": 3.0}
     assert names(tmp_path / "run") == [4, 12, 14]
-    assert read_manifest(tmp_path / "run" / "step-000014").metrics == {}
+    assert read_manifest(tmp_path / "run" / "step-000014").metrics == {"heldout_loss": 3.5}
     assert run.result.heldout_loss == 3.5 and run.result.progress.worse_evaluations == 5
 
 
