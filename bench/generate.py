@@ -66,6 +66,10 @@ def make_pair(folder: str | None, dtype: torch.dtype, device: str, peer: bool) -
     return (theirs.to(device).eval() if peer else None), ours.eval()
 
 
+_PATHS = ("model", "llama_cpp", "json")
+"""Options whose folders say something of the machine alone."""
+
+
 class EndAfter:
     """Ends each reply at its own length."""
 
@@ -202,7 +206,8 @@ def main() -> None:
     prepare_for_generation(ours, GenerationWeights(options.weights))
     plain = read_rate(weight_bytes, options.device)
     print(f"weights {weight_bytes / 1e6:.0f} MB in {options.dtype}, plain read {plain:.1f} GB/s")
-    record: dict[str, Any] = {"options": vars(options), "machine": machine_facts(), "plain_read_gb_per_second": plain}
+    asked = {name: Path(value).name if name in _PATHS and value else value for name, value in vars(options).items()}
+    record: dict[str, Any] = {"options": asked, "machine": machine_facts(), "plain_read_gb_per_second": plain}
     for batch in options.batch or [1, 32]:
         with torch.inference_mode():
             figures = measure(theirs, ours, batch, options)
