@@ -49,7 +49,7 @@ class Drawer:
         for place, (row, token, log_prob) in enumerate(zip(rows, ids.tolist(), log_probs, strict=True)):
             allowed: tuple[float, ...] = ()
             if row.request.allowed is not None:
-                token, log_prob, allowed = _choose(row, logits[place], token)
+                token, log_prob, allowed = _choose(row, logits[place])
             _require_finite(row, log_prob)
             tokens.append(StreamedToken(row.number, token, log_prob, None, allowed))
         return tokens
@@ -95,7 +95,7 @@ def _alike(rows: Sequence[Row]) -> list[tuple[SamplingSettings, list[int]]]:
     return list(groups.values())
 
 
-def _choose(row: Row, logits: torch.Tensor, token: int) -> tuple[int, float, tuple[float, ...]]:
+def _choose(row: Row, logits: torch.Tensor) -> tuple[int, float, tuple[float, ...]]:
     """The drawn token among the allowed ones, its log-probability and theirs, over all columns: `[V]` logits."""
     request = row.request
     allowed = torch.tensor(list(request.allowed or ()), device=logits.device)
