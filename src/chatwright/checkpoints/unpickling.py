@@ -1,0 +1,106 @@
+"""Reads files that are pickles without ever running what a pickle asks for.
+
+A pickle is a program: it may name any function of this machine and call it. `.pt` and `.pth` files go through torch's
+restricted reader (tensors and plain containers only); other pickles through one that knows a short list of
+names and builds inert records for them. Everything else is refused by the name it asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatwright.errors import ModelError
+
+_LARGEST_RECORDS = 1 << 28
+"""Bytes: no tokenizer comes near it."""
+_ADVICE = "take the file from whoever made it as safetensors or JSON; it is never loaded by running it"
+
+
+def load_torch_file(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors in plain containers, with numbers and texts.
+
+    Raises:
+        ModelError: the file is missing or damaged, or holds anything else (named).
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(_torch_reason(str(error)), place=str(path), hint=_ADVICE) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        message = f"can't be read as a torch file: {reason[0] if reason else type(error).__name__}"
+        raise ModelError(message, place=str(path), hint="copy or download it again") from None
+
+
+def _torch_reason(text: str) -> str:
+    """torch's long advice (which would switch the protection off) cut to what was found."""
+    found = [line.strip() for line in text.splitlines() if "Unsupported" in line or "GLOBAL" in line]
+    if found:
+        return f"holds more than tensors and plain values, and isn't loaded: {found[0].rstrip(' .')}"
+    return "is no file of torch.save, or a damaged one"
+
+
+class Record:
+    """Stands for an object of an allowed class: what the pickle would have given that class, and nothing done with it.
+
+    Attributes:
+        arguments: of its construction. state: what its `__setstate__` or `__dict__` was to get, None without one.
+    """
+
+    __slots__ = ("arguments", "state")
+
+    def __new__(cls, *arguments: Any) -> Record:
+        record = super().__new__(cls)
+        record.arguments, record.state = arguments, None
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def load_records(path: Path, allowed: Mapping[tuple[str, str], type[Record]]) -> Any:
+    """What a pickle holds, with records for the objects of the allowed classes.
+
+    Args:
+        allowed: (module, name) as the pickle names the class → the kind of record that stands for it.
+
+    Raises:
+        ModelError: the file is missing, damaged or too large, or names anything that isn't allowed (named).
+    """
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_RECORDS:
+            raise ModelError(
+                f"is {size:,} bytes; a pickle of records has at most {_LARGEST_RECORDS:,}", place=str(path)
+            )
+        return _Restricted(path.read_bytes(), allowed, str(path)).load()
+    except OSError as error:
+        raise ModelError(f"can't be read: {error.strerror or error}", place=str(path)) from None
+    except Exception as error:  # a damaged pickle may raise anything at all, and nothing of ours runs in it
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"is no pickle that can be read: {error}", place=str(path), hint=_ADVICE) from None
+
+
+class _Restricted(pickle.Unpickler):
+    """Knows the allowed names only. There is no persistent id, no extension code and no other way to a global."""
+
+    def __init__(self, data: bytes, allowed: Mapping[tuple[str, str], type[Record]], place: str) -> None:
+        super().__init__(io.BytesIO(data))
+        self.allowed, self.place = allowed, place
+
+    def find_class(self, module: str, name: str) -> type[Record]:
+        """The record that stands for a class; every global of a pickle comes through here."""
+        if (module, name) in self.allowed:
+            return self.allowed[module, name]
+        raise ModelError(f"asks for {module}.{name}, and isn't loaded", place=self.place, hint=_ADVICE)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Objects kept elsewhere: refused."""
+        raise ModelError(f"refers to an object outside of it ({pid!r}), and isn't loaded", place=self.place)
