@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from chatwright.conversations.schema import Conversation, Message
+from chatwright.conversations.schema import Conversation, Message, Role
 from chatwright.errors import TemplateError
 from chatwright.inspection.lint_types import Hit, LintInput, excerpt, texts
 from chatwright.templates.base import Template, TemplateSettings, TrainOn
@@ -59,9 +59,13 @@ def forged_headers(data: LintInput) -> Iterator[Hit]:
 
 def text_headers(template: Template) -> tuple[str, ...]:
     """The lines that a template writes around messages as plain text (bare words left out), sorted."""
-    contents = ("ask one", "say one", "ask two", "say two")
-    messages = [Message.of("assistant" if place % 2 else "user", text) for place, text in enumerate(contents)]
-    outlines = template.outline(Conversation(tuple(messages)), TrainOn.EVERYTHING)
+    contents = ("set one", "ask one", "say one", "ask two", "say two")
+    roles: tuple[Role, ...] = ("system", "user", "assistant", "user", "assistant")
+    messages = tuple(Message.of(role, text) for role, text in zip(roles, contents, strict=True))
+    try:
+        outlines = template.outline(Conversation(messages), TrainOn.EVERYTHING)
+    except TemplateError:  # it takes no system message
+        outlines = template.outline(Conversation(messages[1:]), TrainOn.EVERYTHING)
     written = [piece.content for outline in outlines for piece in outline.pieces if isinstance(piece.content, str)]
     lines = re.split("|".join([*contents, "\n"]), "\n".join(written))
     return tuple(sorted({line.strip() for line in lines if len(line.strip()) >= 3 and not line.strip().isalnum()}))

@@ -48,7 +48,8 @@ class TemplateSettings(Settings):
 
     Args:
         format: `auto` (the model's own chat template, else a native format whose control tokens the tokenizer has, else
-            ChatML with added tokens), `jinja` (the model's own), `nanochat`, `chatml` or `minimind`.
+            ChatML with added tokens), `jinja` (the model's own), `nanochat`, `chatml`, `minimind`, or `role_text`
+            (MA-RLHF's `#USER:`; roles are plain text there, so that a message can imitate another one's header).
         tools: how tool calls are written. `auto`: as the template does itself. `none`: tool conversations are refused.
             `add`: add four control tokens to the tokenizer. Or a mapping of `call_start`, `call_end`, `result_start`
             and `result_end` to control tokens that the tokenizer has (base models keep unused ones in reserve).
@@ -63,7 +64,7 @@ class TemplateSettings(Settings):
         add_missing_tokens: a native format adds its own control tokens where the tokenizer lacks them.
     """
 
-    format: Literal["auto", "jinja", "nanochat", "chatml", "minimind"] = "auto"
+    format: Literal["auto", "jinja", "nanochat", "chatml", "minimind", "role_text"] = "auto"
     tools: Literal["auto", "none", "add"] | dict[str, str] = "auto"
     train_on: TrainOn = TrainOn.ASSISTANT
     train_line_break_after_end: bool = False

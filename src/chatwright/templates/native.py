@@ -1,4 +1,4 @@
-"""The native formats: nanochat, ChatML and MiniMind's older shape, each as data, with one direct outline for all.
+"""The native formats: nanochat, ChatML, MiniMind's older shape and `#ROLE:` text, each as data, one outline for all.
 
 Each comes with an equivalent Jinja text that is saved with the model.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from chatwright.conversations.schema import Conversation, Message, Role
 from chatwright.errors import TemplateError
-from chatwright.templates.base import Template, TemplateSettings, TrainOn
-from chatwright.templates.native_jinja import CHATML_JINJA, MINIMIND_JINJA, NANOCHAT_JINJA
+from chatwright.templates.base import Delimiters, Template, TemplateSettings, TrainOn
+from chatwright.templates.native_jinja import CHATML_JINJA, MINIMIND_JINJA, NANOCHAT_JINJA, ROLE_TEXT_JINJA
 from chatwright.templates.outline import Outline, Piece
 from chatwright.templates.policy import Turn, arrange_turns, place_of, plain_text
 from chatwright.templates.rendered import ExampleKey
@@ -23,10 +23,10 @@ from chatwright.templates.twin import Place
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What stands around a message: control tokens and texts before it, a control token behind it."""
+    """What stands around a message: control tokens and texts before it, a control token (or nothing: "") behind it."""
 
     before: tuple[str, ...]
-    end: str
+    end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ class NativeFormat:
     def missing(self, tokenizer: TextTokenizer) -> list[str]:
         """The format's control tokens that the tokenizer lacks, its tool tokens included."""
         return [name for name in self.control if name not in tokenizer.control_ids]
+
+    @property
+    def delimiters(self) -> Delimiters:
+        """`text` where some header is plain text only, which any message can imitate."""
+        own = (set(self.control).intersection(frame.before) for frame in self.frames.values())
+        return "tokens" if all(own) else "text"
 
 
 _NANOCHAT_TOOLS = {
@@ -99,6 +105,17 @@ NATIVE_FORMATS: dict[str, NativeFormat] = {
         glue="\n",
         control=("<s>", "</s>"),
     ),
+    # MA-RLHF: roles are words, only a reply has an end, and every header begins a text that is encoded on its own
+    "role_text": NativeFormat(
+        frames={
+            "system": Frame(("\n#SYSTEM:",)),
+            "user": Frame(("\n#USER:",)),
+            "assistant": Frame(("\n#ASSISTANT:",), "<|im_end|>"),
+        },
+        jinja=ROLE_TEXT_JINJA,
+        bos="<|im_start|>",
+        control=("<|im_start|>", "<|im_end|>"),
+    ),
 }
 
 
@@ -122,13 +139,14 @@ class NativeTemplate(Template):
         before = tokenizer
         self.tokenizer = tokenizer = tokenizer.add_control_tokens([*missing, *added, *settings.add_tokens])
         self.settings = settings
-        self.delimiters = "tokens"
+        self.delimiters = self.format.delimiters
         self.grammar = ToolGrammar.from_names(tokenizer, tool_names) if tool_names else None
         self.jinja = self.format.jinja
         self._end = tokenizer.control_ids[self.format.frames["assistant"].end]
         self.stop_ids = tuple(sorted({self._end, *tokenizer.stop_ids}))
         self.trained_token_ids = newly_used_ids(before, tokenizer, self.grammar, settings)
-        place = Place.AFTER_CONTROL if len(self.format.frames["assistant"].before) == 1 else Place.INSIDE
+        header = self.format.frames["assistant"].before
+        place = Place.AFTER_CONTROL if header[-1] in self.format.control else Place.INSIDE
         self._reply = ReplyGrammar(tokenizer, self.grammar, ThinkTokens.of(tokenizer), self.stop_ids, place)
 
     def outline(self, conversation: Conversation, train_on: TrainOn) -> list[Outline]:
@@ -189,17 +207,22 @@ class NativeTemplate(Template):
             if turn.message.role == "assistant":
                 pieces += self._reply_pieces(turn, conversation, given)
             else:
-                end = self.tokenizer.control_ids[self.format.frames[turn.message.role].end]
+                end = self.format.frames[turn.message.role].end
                 part = turn.origins[-1][1] if turn.origins else -1
                 pieces.append(Piece(plain_text(turn, conversation), given, turn.origin, part))
-                pieces += [Piece(end, given, turn.origin), Piece(self.format.glue, given)]
+                if end:
+                    pieces.append(Piece(self.tokenizer.control_ids[end], given, turn.origin))
+                pieces.append(Piece(self.format.glue, given))
         return [piece for piece in pieces if piece.content != ""]
 
     def _header(self, role: Role, origin: int, weight: float) -> list[Piece]:
+        """A header that begins as text is encoded apart from the message before it: nothing else parts the two."""
         control = self.tokenizer.control_ids
         return [
-            Piece(control[item] if item in self.format.control else item, weight, origin)
-            for item in self.format.frames[role].before
+            Piece(control[item], weight, origin)
+            if item in self.format.control
+            else Piece(item, weight, origin, fresh=not place)
+            for place, item in enumerate(self.format.frames[role].before)
         ]
 
     def _reply_pieces(self, turn: Turn, conversation: Conversation, given: float) -> list[Piece]:

@@ -36,3 +36,13 @@ NANOCHAT_JINJA = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|assistant_start|>' }}{%- endif %}"
 )
+ROLE_TEXT_JINJA = (
+    "{{- '<|im_start|>' }}"
+    "{%- for message in messages %}"
+    "{{- '\\n#' + message.role | upper + ':' }}"
+    f"{_THINKING}"
+    "{{- message.content }}"
+    "{%- if message.role == 'assistant' %}{{- '<|im_end|>' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n#ASSISTANT:' }}{%- endif %}"
+)
