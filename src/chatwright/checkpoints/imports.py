@@ -36,12 +36,14 @@ class ResolvedModel:
         source: what `resolve_model` finds `folder` by again, on this machine or with the same hub.
         adapter: a PEFT folder to load on top, or None.
         checkpoint: the checkpoint of ours that it is, or None.
+        new: the folder has no weights, since the model is yet to be made.
     """
 
     folder: Path
     source: str
     adapter: Path | None = None
     checkpoint: Path | None = None
+    new: bool = False
 
     @property
     def text_folder(self) -> Path:

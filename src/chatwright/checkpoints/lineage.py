@@ -13,15 +13,18 @@ from chatwright.models.weights import read_config, weight_files
 _NO_PART = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype", "use_cache"}
 
 
-def model_hash(folder: Path) -> str:
+def model_hash(folder: Path, *, new: bool = False) -> str:
     """The identity of a model folder: sha256 over its configuration and the sorted hashes of its weight files.
 
     A tokenizer or template that changes doesn't change it: they have identities of their own.
 
+    Args:
+        new: the model is yet to be made: only its configuration counts.
+
     Raises:
         ModelError: if the folder has no config.json or no safetensors weights.
     """
-    config, weights = read_config(folder), sorted(weight_files(folder))
+    config, weights = read_config(folder), [] if new else sorted(weight_files(folder))
     lines = [json.dumps({key: config[key] for key in sorted(config) if key not in _NO_PART}, sort_keys=True)]
     lines += [f"{path.name} {found}" for path, found in zip(weights, in_threads(hash_file, weights), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

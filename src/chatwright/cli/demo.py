@@ -28,8 +28,8 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     runtime = start_runtime(settings.train.device, settings.train.threads)
     console = out()
     console.rule("1 · the model before")
-    note(f"loading {settings.model}")
-    session = talk_to(settings.model, SAMPLING, device=settings.train.device)
+    note(f"loading {settings.model_name}")
+    session = talk_to(settings.model_name, SAMPLING, device=settings.train.device)
     before = answers(session, PROMPTS)
     scores_before = score_tasks(session, "before", SCORED)
     del session

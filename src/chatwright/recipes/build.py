@@ -19,6 +19,7 @@ from chatwright.recipes.planning import learning_rate_multipliers
 from chatwright.recipes.resuming import restore
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.saving import CheckpointWriter
+from chatwright.recipes.stages import stage_of
 from chatwright.recipes.stream_planning import plan_record
 from chatwright.recipes.streaming import StreamedData, TrainingData
 from chatwright.reports.markdown import write_run_report
@@ -26,7 +27,7 @@ from chatwright.run_folder import RunFolder
 from chatwright.runtime import Runtime, compute_dtype
 from chatwright.settings import dump_yaml
 from chatwright.train.hooks import Hook, MetricsHook, ProgressHook, TensorBoardHook, WandbHook
-from chatwright.train.objectives import Objective, next_token_nll
+from chatwright.train.objectives import Objective
 from chatwright.train.trainer import Progress, Trainer, TrainResult
 
 
@@ -70,7 +71,7 @@ def build_trainer(
     runtime: Runtime,
     *,
     resume: bool = False,
-    objective: Objective = next_token_nll,
+    objective: Objective | None = None,
     hooks: Sequence[Hook] = (),
     show_progress: bool = True,
 ) -> RunTrainer:
@@ -78,13 +79,14 @@ def build_trainer(
 
     Args:
         resume: go on from the run folder's newest complete checkpoint; a run without one begins anew.
-        objective: what a step minimizes; a user's own callable of the same shape.
+        objective: what a step minimizes: the stage's, or a user's own callable of the same shape.
         hooks: a user's own hooks, called after the built-in ones.
 
     Raises:
         UserError: the run folder holds a run already and `resume` is False.
         CheckpointError: what is there was made by another recipe, model or template.
     """
+    objective = objective or stage_of(settings).build_objective(settings, data, model, runtime)
     evaluations = plan_evaluations(settings, data, model.model, objective, runtime)  # what it lacks begins no run
     run = RunFolder.create(settings.out, dump_yaml(settings), resume=resume, ranks=runtime)
     dtype = compute_dtype(settings.train.dtype, runtime.device)

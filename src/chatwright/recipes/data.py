@@ -21,6 +21,7 @@ from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.preparation.assemble import Rendered
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.work import EntryInfo
+from chatwright.recipes.new_model import new_model_folder
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import stored_template_settings
 from chatwright.recipes.tokens import find_tokens
@@ -131,7 +132,7 @@ def prepare_text(settings: RunSettings) -> TextSetup:
     Raises:
         ModelError: there is no such model. TemplateError: its template can't be used as asked.
     """
-    resolved = resolve_model(settings.model)
+    resolved = new_model_folder(settings.new_model) if settings.new_model else resolve_model(settings.model_name)
     stored = stored_template_settings(resolved.text_folder)
     chosen = stored if stored is not None and settings.template == TemplateSettings() else settings.template
     tokenizer = TextTokenizer.load(resolved.text_folder)
@@ -141,7 +142,16 @@ def prepare_text(settings: RunSettings) -> TextSetup:
 def build_data(
     settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None
 ) -> TrainingData:
-    """What a recipe trains on: read, rendered and planned whole (`build_planned`), or a stream (`build_stream`)."""
+    """What a recipe trains on, by its stage."""
+    from chatwright.recipes.stages import stage_of
+
+    return stage_of(settings).build_data(settings, sources, crew)
+
+
+def build_rows(
+    settings: RunSettings, sources: Mapping[str, Any] | None = None, crew: Crew | None = None
+) -> TrainingData:
+    """Rows that are read, rendered and planned whole (`build_planned`), or a stream of them (`build_stream`)."""
     from chatwright.recipes.streaming import build_stream
 
     return (

@@ -12,9 +12,11 @@ from chatwright.adapters.peft_files import load_peft
 from chatwright.adapters.token_rows import attach_token_rows
 from chatwright.checkpoints.imports import ResolvedModel
 from chatwright.errors import ConfigError, ModelError
+from chatwright.models.families import config_from_hf
 from chatwright.models.foreign import ForeignLM, load_any
 from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import init_token_rows, resize_vocab
+from chatwright.models.weights import init_model, read_config
 from chatwright.recipes.data import TextSetup
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
@@ -40,8 +42,12 @@ class ModelSetup:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def load_weights(resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str) -> CausalLM | ForeignLM:
-    """The model of a resolved folder, with its adapter applied where it has one."""
+def load_weights(
+    resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str, *, seed: int = 0
+) -> CausalLM | ForeignLM:
+    """The model of a resolved folder, with its adapter applied where it has one; a new model's weights are drawn."""
+    if resolved.new:
+        return init_model(config_from_hf(read_config(resolved.folder)), seed, dtype).to(device)
     model = load_any(resolved.folder, dtype=dtype, device=device)
     if resolved.adapter is not None:
         load_peft(model, resolved.adapter)
@@ -62,9 +68,9 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
                 "adapter: the model is an adapter on a base; set adapter to train it on, "
                 "or merge it first with `chatwright export --merge`"
             ],
-            source=settings.model,
+            source=settings.model_name,
         )
-    model = load_weights(resolved, precision, runtime.device)
+    model = load_weights(resolved, precision, runtime.device, seed=seed)
     _require_same_adapter(model, settings)
     fresh = _fresh_rows(text)
     if fresh and resolved.adapter is not None:  # its rows would start at random, stay frozen, and not be saved
@@ -74,9 +80,9 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
                 f"template: adds or maps {names}, whose rows the model's adapter doesn't train; "
                 "merge it first with `chatwright export --merge`, or keep its template"
             ],
-            source=settings.model,
+            source=settings.model_name,
         )
-    _make_room(model, text, settings.model)
+    _make_room(model, text, settings.model_name)
     adapted: tuple[str, ...] = tuple(adapted_layers(model))
     if settings.adapter is not None and resolved.adapter is None:
         adapted = tuple(attach_lora(model, settings.adapter, seed=seed))
@@ -104,7 +110,7 @@ def _require_same_adapter(model: nn.Module, settings: RunSettings) -> None:
                 f"for rank {wanted.rank} and scale {wanted.scale:g}; write the same, or merge it first with "
                 "`chatwright export --merge`"
             ],
-            source=settings.model,
+            source=settings.model_name,
         )
 
 

@@ -173,7 +173,7 @@ def page_data(
     steps = np.repeat(np.arange(plan.num_steps), np.diff(plan.step_starts))
     return PageData(
         title=title,
-        model=settings.model,
+        model=settings.model_name,
         template=_template_name(template),
         identity=template.identity,
         sources=tuple(_sources(data)),

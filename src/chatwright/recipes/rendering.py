@@ -30,10 +30,10 @@ from chatwright.templates.template import Template, TrainOn
 
 
 def mask_policy(entry: DataSettings, settings: RunSettings) -> TrainOn:
-    """The mask policy of a data entry: its own, every token in mid-training and of plain text, else the template's."""
+    """The mask policy of a data entry: its own, every token before SFT and of plain text, else the template's."""
     if entry.train_on is not None:
         return TrainOn(entry.train_on)
-    return TrainOn.EVERYTHING if settings.stage == "mid" or entry.is_text else settings.template.train_on
+    return TrainOn.EVERYTHING if settings.stage in ("pretrain", "mid") or entry.is_text else settings.template.train_on
 
 
 def plan_entries(settings: RunSettings, sources: Mapping[str, Any] | None = None) -> list[PlannedEntry]:

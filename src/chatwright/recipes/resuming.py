@@ -78,7 +78,7 @@ def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, da
     identities = {
         "the tokenizer": (manifest.tokenizer_identity, text.tokenizer.identity),
         "the template": (manifest.template_identity, text.template.identity),
-        "the base model": (manifest.base_hash, model_hash(text.resolved.folder)),
+        "the base model": (manifest.base_hash, model_hash(text.resolved.folder, new=text.resolved.new)),
         "the data or its masks": (state.counters["data"], now["data"]),
         "the held-out data": (state.counters["heldout"], now["heldout"]),
     }

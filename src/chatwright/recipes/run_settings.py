@@ -23,6 +23,7 @@ from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
 from chatwright.preparation.work import PreparationSettings, StreamingSettings
 from chatwright.recipes.evaluation_settings import EvaluationSettings
+from chatwright.recipes.new_model import NewModelSettings
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import TemplateSettings
@@ -61,7 +62,9 @@ class RunSettings(Settings):
     Args:
         data: the sources; mixture: their order, and what `weight` and `epochs` of the sources mean.
         model: Hugging Face folder, hub name, run or checkpoint folder, GGUF file, or alias.
-        stage: `sft` trains the replies; `mid` trains every token of the conversations.
+        new_model: a model to make instead: a preset's shapes and a tokenizer.
+        stage: a name of `recipes.stages.STAGES`: `pretrain` and `mid` train every token, of plain text and of
+            conversations; `sft` trains the replies.
         max_tokens: longest example in tokens; `overflow` says what happens to longer ones.
         contamination: compare the rows with evaluations; null doesn't.
         eval: what is measured while training, and which metric tells the best checkpoint.
@@ -70,8 +73,9 @@ class RunSettings(Settings):
     """
 
     recipe_version: Literal[1] = 1
-    stage: Literal["sft", "mid"] = "sft"
-    model: str
+    stage: Literal["pretrain", "mid", "sft"] = "sft"
+    model: str | None = None
+    new_model: NewModelSettings | None = None
     data: tuple[DataSettings, ...] = ()
     mixture: MixtureSettings = MixtureSettings()
     heldout: HeldoutSettings = HeldoutSettings()
@@ -89,6 +93,20 @@ class RunSettings(Settings):
     eval: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     out: str = "runs/sft"
+
+    @model_validator(mode="after")
+    def _one_model(self) -> RunSettings:
+        if (self.model is None) == (self.new_model is None):
+            given = "both are given" if self.model else "neither is given"
+            raise ValueError(f"the model must be named by one of model and new_model; {given}")
+        if self.new_model is not None and self.adapter is not None:
+            raise ValueError("an adapter adapts a trained model: remove adapter, or name a model instead of new_model")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The model as the recipe names it."""
+        return self.new_model.name if self.new_model is not None else str(self.model)
 
     @model_validator(mode="after")
     def _examples_fit_a_pack(self) -> RunSettings:

@@ -60,7 +60,8 @@ class CheckpointWriter:
         if parent is not None and runtime.is_main:
             self._settle(parent)
         self.contamination = self._contamination() if runtime.is_main else {}
-        self.base_hash = model_hash(data.text.resolved.folder) if runtime.is_main else None
+        base = data.text.resolved
+        self.base_hash = model_hash(base.folder, new=base.new) if runtime.is_main else None
 
     def _contamination(self) -> dict[str, int]:
         """The marks of this run's rows, and of those that the model was trained on before."""

@@ -80,7 +80,7 @@ def losses_before_and_after(
     before = token_losses(began, examples, runtime.device)
     del began
     ended = load_weights(resolved, torch.float32, runtime.device).eval()
-    return BeforeAfter(before, token_losses(ended, examples, runtime.device), settings.model, _name(resolved, run))
+    return BeforeAfter(before, token_losses(ended, examples, runtime.device), settings.model_name, _name(resolved, run))
 
 
 def _in_float32(settings: RunSettings) -> RunSettings:

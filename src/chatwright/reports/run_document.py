@@ -96,7 +96,9 @@ def _state(run: RunRecord) -> str:
 
 
 def _subtitle(run: RunRecord) -> str:
-    return f"{run.recipe.get('stage', 'training')} of {run.recipe.get('model', 'a model')} · {_state(run)}"
+    made = run.recipe.get("new_model")
+    model = f"a new {made['preset']} model" if made else run.recipe.get("model", "a model")
+    return f"{run.recipe.get('stage', 'training')} of {model} · {_state(run)}"
 
 
 def _tiles(run: RunRecord) -> tuple[tuple[str, str], ...]:

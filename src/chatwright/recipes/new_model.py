@@ -1,0 +1,110 @@
+"""A model that begins from nothing: a preset's shapes and a tokenizer, as a folder without weights.
+
+The folder looks like any model's, so that planning, templates and text set-up need to know nothing of it; the weights
+are drawn when the model is built (`models.weights.init_model`), by the run's seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
+from chatwright.errors import ConfigError, ModelError
+from chatwright.models.families import config_to_hf
+from chatwright.models.presets import preset_config
+from chatwright.recipes.template_record import RECORD_NAME
+from chatwright.settings import Settings
+from chatwright.templates.tokenizer import TextTokenizer
+
+
+class NewModelSettings(Settings):
+    """A model to make.
+
+    Args:
+        preset: a name of `models.presets.PRESETS`; every other key is an option of it, such as `depth` or `num_layers`.
+        tokenizer: a folder with tokenizer.json, or any name of a model whose tokenizer it takes; `$VARIABLE` is
+            replaced.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    preset: str = Field(min_length=1)
+    tokenizer: str = Field(min_length=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The preset's options that the recipe gives."""
+        return dict(self.model_extra or {})
+
+    @property
+    def name(self) -> str:
+        """In a few words, for reports."""
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"new {self.preset} model" + (f" ({options})" if options else "")
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a tokenizer that is named by itself, or by a model that has it.
+
+    Raises:
+        ModelError: there is neither.
+    """
+    path = Path(os.path.expandvars(name)).expanduser()
+    if (path / "tokenizer.json").is_file():
+        return path
+    try:
+        return resolve_model(os.path.expandvars(name)).text_folder
+    except ModelError as error:
+        hint = "give a folder with tokenizer.json (`chatwright tokenizer train` makes one), or a model that has one"
+        raise ModelError("there is no such tokenizer", place=f"new_model.tokenizer: {name}", hint=hint) from error
+
+
+def new_model_folder(settings: NewModelSettings, cache: Path | None = None) -> ResolvedModel:
+    """The folder of a model to make: config.json and the tokenizer's files, in the cache by their content.
+
+    Raises:
+        ConfigError: the preset or an option is unknown. ModelError, TemplateError: the tokenizer can't be had.
+    """
+    source = tokenizer_folder(settings.tokenizer)
+    tokenizer = TextTokenizer.load(source)
+    try:
+        config = config_to_hf(preset_config(settings.preset, tokenizer.vocab_size, settings.options))
+    except ModelError as error:
+        raise ConfigError([f"new_model: {error.message}"]) from None
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    text = json.dumps({**config, **special}, indent=2, sort_keys=True) + "\n"
+    record = (source / RECORD_NAME).read_bytes() if (source / RECORD_NAME).is_file() else b""
+    key = hashlib.sha256(text.encode() + tokenizer.identity.encode() + _template_text(tokenizer) + record).hexdigest()
+    folder = cache_folder(cache) / "new-models" / key[:32]
+    if not folder.is_dir():
+        _write(folder, text, tokenizer, source)
+    return ResolvedModel(folder, settings.name, new=True)
+
+
+def _template_text(tokenizer: TextTokenizer) -> bytes:
+    return json.dumps(tokenizer.chat_templates, sort_keys=True).encode()
+
+
+def _write(folder: Path, config: str, tokenizer: TextTokenizer, source: Path) -> None:
+    """Write aside and rename; where another process was quicker, its folder holds the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        tokenizer.save(aside, chat_template=tokenizer.chat_template)
+        (aside / "config.json").write_text(config, encoding="utf-8")
+        if (source / RECORD_NAME).is_file():
+            shutil.copyfile(source / RECORD_NAME, aside / RECORD_NAME)
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
