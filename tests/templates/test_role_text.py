@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shared_files import shared
 from template_families import chat, native_template
 from template_strategies import conversations
 
@@ -21,6 +20,7 @@ from chatwright.templates.laws import check_laws
 from chatwright.templates.outline import encode_ids
 from chatwright.templates.template import Template, TemplateSettings, TrainOn, choose_format, load_template
 from chatwright.templates.tokenizer import TextTokenizer
+from shared_files import shared
 
 quick = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 ROWS = [
