@@ -19,7 +19,7 @@ import numpy as np
 from chatwright.batches.token_store import TokenStore
 from chatwright.errors import DataError
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Raised whenever the files change, which makes every older cache stale."""
 
 _DTYPES: dict[str, tuple[type, ...]] = {
@@ -33,6 +33,8 @@ _DTYPES: dict[str, tuple[type, ...]] = {
     "parts": (np.int32,),
     "supervised_counts": (np.int64,),
     "weight_sums": (np.float64,),
+    "prompt_lengths": (np.int32,),
+    "chosen_lengths": (np.int32,),
 }
 _META = "meta.json"
 

@@ -14,6 +14,18 @@ import numpy as np
 from chatwright.templates.rendered import ExampleKey, RenderedExample
 
 EXAMPLES_AT_ONCE = 4096
+_JOINED = (
+    "ids",
+    "run_lengths",
+    "run_weights",
+    "rows",
+    "parts",
+    "supervised_counts",
+    "weight_sums",
+    "prompt_lengths",
+    "chosen_lengths",
+)
+"""The arrays that are simply put behind one another when stores are joined."""
 SMALL_VOCABULARY = 1 << 16
 
 
@@ -30,6 +42,8 @@ class TokenStore:
         rows: int64 `[n]`. parts: int32 `[n]`: with the source, each example's key.
         supervised_counts: int64 `[n]`, trained tokens of each example (its first token never is).
         weight_sums: float64 `[n]`, the sum of their weights.
+        prompt_lengths, chosen_lengths: int32 `[n]`, of preference pairs the tokens of the prompt and of the better
+            reply, behind which the worse one stands; 0 for other examples.
     """
 
     ids: np.ndarray
@@ -43,6 +57,8 @@ class TokenStore:
     parts: np.ndarray
     supervised_counts: np.ndarray
     weight_sums: np.ndarray
+    prompt_lengths: np.ndarray
+    chosen_lengths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -104,6 +120,8 @@ class TokenStore:
             parts=self.parts[examples],
             supervised_counts=self.supervised_counts[examples],
             weight_sums=self.weight_sums[examples],
+            prompt_lengths=self.prompt_lengths[examples],
+            chosen_lengths=self.chosen_lengths[examples],
         )
 
     @staticmethod
@@ -129,7 +147,7 @@ def concatenate(stores: Sequence[TokenStore]) -> TokenStore:
     sources, index = merge_sources(stores)
     joined = {
         name: np.concatenate([getattr(store, name) for store in stores])
-        for name in ("ids", "run_lengths", "run_weights", "rows", "parts", "supervised_counts", "weight_sums")
+        for name in _JOINED
     }
     return TokenStore(
         sources=sources,
@@ -188,6 +206,7 @@ def _chunk(examples: Sequence[RenderedExample], dtype: np.dtype) -> TokenStore:
     sources: dict[str, int] = {}
     keys = [(sources.setdefault(e.key.source, len(sources)), e.key.row, e.key.part) for e in examples]
     columns = np.array(keys, dtype=np.int64).reshape(-1, 3)
+    sides = np.array([(e.prompt_length, e.chosen_length) for e in examples], dtype=np.int32).reshape(-1, 2)
     return TokenStore(
         ids=np.concatenate([np.empty(0, np.int32), *(example.ids for example in examples)]).astype(dtype),
         offsets=offsets,
@@ -195,6 +214,8 @@ def _chunk(examples: Sequence[RenderedExample], dtype: np.dtype) -> TokenStore:
         source_index=columns[:, 0].astype(np.int32),
         rows=columns[:, 1].copy(),
         parts=columns[:, 2].astype(np.int32),
+        prompt_lengths=sides[:, 0].copy(),
+        chosen_lengths=sides[:, 1].copy(),
         **_weight_columns(weights.astype(np.float32, copy=False), owner, offsets),
     )
 

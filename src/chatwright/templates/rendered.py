@@ -37,12 +37,16 @@ class RenderedExample:
         weights: float32 `[n]`; 0 = given to the model, > 0 = the model must produce this very token.
         spans: where the tokens came from, in order, covering all of them.
         key: the example's name.
+        prompt_length, chosen_length: of a preference pair (prompt, better reply, worse reply behind one another) the
+            tokens of its first two parts; 0 for an ordinary example.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     spans: tuple[Span, ...]
     key: ExampleKey
+    prompt_length: int = 0
+    chosen_length: int = 0
 
     @property
     def num_supervised(self) -> int:
