@@ -28,3 +28,16 @@ def model_hash(folder: Path, *, new: bool = False) -> str:
     lines = [json.dumps({key: config[key] for key in sorted(config) if key not in _NO_PART}, sort_keys=True)]
     lines += [f"{path.name} {found}" for path, found in zip(weights, in_threads(hash_file, weights), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def weights_hash(folder: Path, adapter: Path | None = None) -> str:
+    """The identity of a model's weights: `model_hash`, and the files of the adapter on it.
+
+    Raises:
+        ModelError: as `model_hash` does.
+    """
+    found = model_hash(folder)
+    if adapter is None:
+        return found
+    files = sorted([*adapter.glob("adapter_*.safetensors"), *adapter.glob("adapter_config.json")])
+    return hashlib.sha256("\n".join([found, *map(hash_file, files)]).encode()).hexdigest()

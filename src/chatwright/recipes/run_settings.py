@@ -201,6 +201,8 @@ def _against_streaming(settings: RunSettings, streaming: StreamingSettings) -> I
 
 
 SHIPPED = Path(__file__).parent / "shipped"
+RECIPE_NAME, CHAIN_NAME = "recipe.yaml", "chain.yaml"
+"""What a run folder keeps of its recipe, and the folder of a chain of its own."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -209,7 +211,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by shipped name.
+    """The file of a recipe given by path, by the folder of a run or chain, or by shipped name (`-` is as good as `_`).
 
     Raises:
         ConfigError: neither exists; lists the shipped names.
@@ -217,10 +219,11 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
-    if name in shipped_recipes():
-        return shipped_recipes()[name]
+    for kept in (RECIPE_NAME, CHAIN_NAME):
+        if path.is_dir() and (path / kept).is_file():
+            return path / kept
+    if (shipped := name.replace("-", "_")) in shipped_recipes():
+        return shipped_recipes()[shipped]
     known = ", ".join(shipped_recipes())
     raise ConfigError([f"there is no recipe file {name!r}, and the shipped recipes are: {known}"], source=name)
 
@@ -243,6 +246,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
     if system := foreign_system(plain):
         hint = f"chatwright import-recipe {path} -o recipe.yaml, then give recipe.yaml"
         raise UserError(f"this is a configuration of {system}, not a recipe", place=str(path), hint=hint)
+    if "stages" in plain:
+        hint = "`chatwright train` and `plan` take it; here give the folder of one of its stages, once that is trained"
+        raise UserError("this is a chain of stages, and one run is needed", place=str(path), hint=hint)
     if Path(name).is_dir():
         plain["out"] = name  # a run that was moved, or is named from another working folder, stays itself
     return build(RunSettings, apply_overrides(plain, overrides), str(path))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from chatwright.checkpoints.contamination import contamination_of
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
-from chatwright.checkpoints.lineage import model_hash
-from chatwright.checkpoints.manifest import hash_file
+from chatwright.checkpoints.lineage import weights_hash
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import DataError
@@ -80,7 +78,7 @@ def open_subject(
     limits = {} if batch_rows is None else {"max_rows": batch_rows}
     responder = Responder(make_engine(model, template, **limits), template, ToolBox())
     kind = "" if weights is GenerationWeights.PACKED else f" {weights}"
-    identity = f"{_weights_hash(resolved)[:16]} {str(precision).removeprefix('torch.')}{kind}"
+    identity = f"{weights_hash(resolved.folder, resolved.adapter)[:16]} {str(precision).removeprefix('torch.')}{kind}"
     subject = LocalSubject(name, responder, identity, choice_by=choice_by)
     trained = resolved.checkpoint or resolved.adapter or resolved.folder
     return Opened(subject, results_folder(name, resolved), contamination_of(trained))
@@ -95,15 +93,6 @@ def results_folder(name: str, resolved: ResolvedModel | None) -> Path:
     if resolved is not None and resolved.checkpoint is not None:
         return resolved.checkpoint.parent / EVALS / resolved.checkpoint.name
     return Path(EVALS) / file_name(name)
-
-
-def _weights_hash(resolved: ResolvedModel) -> str:
-    """The identity of the weights, an adapter's included."""
-    found = model_hash(resolved.folder)
-    if resolved.adapter is None:
-        return found
-    files = sorted([*resolved.adapter.glob("adapter_*.safetensors"), *resolved.adapter.glob("adapter_config.json")])
-    return hashlib.sha256("\n".join([found, *map(hash_file, files)]).encode()).hexdigest()
 
 
 def heldout_set(name: str, crew: Crew | None = None) -> HeldoutSet:
