@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from chatwright.adapters.lora_linear import LoraLinear
+from chatwright.adapters.quantized import Nf4Linear, Nf4LoraLinear, refuse_merging
 from chatwright.adapters.settings import ALL_LINEAR, LoraSettings
 from chatwright.adapters.token_rows import merge_token_rows
 from chatwright.errors import ConfigError, ModelError
@@ -51,7 +52,8 @@ def adapt_layer(
     """Replace one linear layer by its adapted form (A and B zero)."""
     base = model.get_submodule(name)
     assert isinstance(base, nn.Linear)
-    layer = LoraLinear(base, rank, alpha, rslora=rslora, dropout=dropout)
+    kind = Nf4LoraLinear if isinstance(base, Nf4Linear) else LoraLinear
+    layer = kind(base, rank, alpha, rslora=rslora, dropout=dropout)  # type: ignore[arg-type]
     _replace(model, name, layer)
     return layer
 
@@ -72,6 +74,21 @@ def linear_layers(model: nn.Module) -> list[str]:
 def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """The adapted layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def require_learnable(model: nn.Module) -> None:
+    """Refuse to train on an adapter that can't learn.
+
+    Raises:
+        ModelError: in some layer A and B are both zero, so that neither ever gets a gradient.
+    """
+    dead = [name for name, layer in adapted_layers(model).items() if not layer.learnable]
+    if dead:
+        raise ModelError(
+            f"the adapter can't be trained on: A and B are both zero in {len(dead)} layers, such as {dead[0]}, "
+            "where neither would ever get a gradient",
+            hint="begin a new adapter on the base model",
+        )
 
 
 def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -153,10 +170,7 @@ def merge_lora(model: nn.Module, probe: Callable[[], torch.Tensor] | None = None
     layers = adapted_layers(model)
     quantized = [name for name, layer in layers.items() if not layer.weight.is_floating_point()]
     if quantized:
-        raise ModelError(
-            f"{quantized[0]} holds quantized weights; merging into them would change the model",
-            hint="load the base model in bfloat16 or float32 and merge there",
-        )
+        raise refuse_merging(quantized[0])
     was_training = model.training
     model.eval()
     before = probe().float() if probe else None

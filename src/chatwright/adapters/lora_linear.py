@@ -35,8 +35,8 @@ class LoraLinear(nn.Linear):
             if parameter is not None:
                 parameter.requires_grad_(False)
         self.alpha, self.rslora, self.dropout = alpha, rslora, dropout
-        self.lora_A = nn.Parameter(self.weight.new_zeros(rank, self.in_features))
-        self.lora_B = nn.Parameter(self.weight.new_zeros(self.out_features, rank))
+        self.lora_A = nn.Parameter(self.weight.new_zeros(rank, self.in_features, dtype=self.adapter_dtype))
+        self.lora_B = nn.Parameter(self.weight.new_zeros(self.out_features, rank, dtype=self.adapter_dtype))
         self.training = base.training
 
     @property
@@ -49,9 +49,31 @@ class LoraLinear(nn.Linear):
         """The factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """The dtype of A and B: the weight's."""
+        return self.weight.dtype
+
+    @property
+    def learnable(self) -> bool:
+        """Whether training can begin: with A = B = 0 each one's gradient is a product with the other, and so zero."""
+        return bool(self.lora_A.any()) or bool(self.lora_B.any())
+
+    def frozen_weight(self) -> torch.Tensor:
+        """`[out, in]`, the weight beside which the adapter stands."""
+        return self.weight
+
+    def base_product(self, input: torch.Tensor) -> torch.Tensor:
+        """`[T, in]` → `[T, out]` without the adapter."""
+        return F.linear(input, self.weight, self.bias)
+
     @torch.no_grad()
     def init_adapter(self, seed: int) -> None:
-        """A uniform in ±1/√in (peft's kaiming_uniform with a = √5), B zero: the update starts as exactly nothing."""
+        """A uniform in ±1/√in (peft's kaiming_uniform with a = √5), B zero: the update starts as exactly nothing.
+
+        B is the one to be zero: its gradient is dyᵀ (x Aᵀ), not zero from the first step on. Zero A and random B would
+        start as nothing, too; with both zero, neither would ever get a gradient.
+        """
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(self.lora_A.shape, generator=generator) * 2.0 - 1.0
         self.lora_A.copy_(uniform / math.sqrt(self.in_features))
@@ -61,7 +83,7 @@ class LoraLinear(nn.Linear):
         """`[T, in]` → `[T, out]`."""
         x = F.dropout(input, self.dropout, self.training) if self.dropout else input
         narrow = F.linear(x, self.lora_A) * self.scale  # [T, r]
-        return F.linear(input, self.weight, self.bias) + F.linear(narrow, self.lora_B)
+        return self.base_product(input) + F.linear(narrow, self.lora_B)
 
     @torch.no_grad()
     def merged(self) -> tuple[nn.Linear, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from chatwright.settings import Settings
 
@@ -23,6 +23,9 @@ class LoraSettings(Settings):
         dropout: on the adapter's input, while training.
         targets: `all-linear` (every linear layer but the output head), globs on module names, or name endings
             such as `q_proj` or `mlp.*`. One that matches nothing is an error.
+        base: `nf4` keeps the base's linear weights in 4 bits while training (QLoRA, arXiv:2305.14314; needs
+            bitsandbytes). The saved adapter belongs on the full base all the same.
+        double_quantization: with `nf4`, the scales of the weights are kept in 8 bits, too.
     """
 
     rank: PositiveInt = 16
@@ -30,6 +33,14 @@ class LoraSettings(Settings):
     scaling: Literal["standard", "rslora", "raw"] = "standard"
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = Field((ALL_LINEAR,), min_length=1)
+    base: Literal["full", "nf4"] = "full"
+    double_quantization: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_quantize(self) -> LoraSettings:
+        if self.double_quantization and self.base != "nf4":
+            raise ValueError("double_quantization has no effect with base: full; set base: nf4, or remove it")
+        return self
 
     @property
     def scale(self) -> float:

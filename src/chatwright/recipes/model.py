@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from chatwright.adapters.lora import adapted_layers, attach_lora
+from chatwright.adapters.lora import adapted_layers, attach_lora, linear_layers, require_learnable
 from chatwright.adapters.peft_files import load_peft
+from chatwright.adapters.quantized import quantize_linears
+from chatwright.adapters.settings import LoraSettings
 from chatwright.adapters.token_rows import attach_token_rows
 from chatwright.checkpoints.imports import ResolvedModel
 from chatwright.errors import ConfigError, ModelError
@@ -43,12 +45,24 @@ class ModelSetup:
 
 
 def load_weights(
-    resolved: ResolvedModel, dtype: torch.dtype, device: torch.device | str, *, seed: int = 0
+    resolved: ResolvedModel,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    seed: int = 0,
+    adapter: LoraSettings | None = None,
 ) -> CausalLM | ForeignLM:
-    """The model of a resolved folder, with its adapter applied where it has one; a new model's weights are drawn."""
+    """The model of a resolved folder, with its adapter applied where it has one; a new model's weights are drawn.
+
+    Args:
+        adapter: the recipe's, whose base is kept in 4 bits if it says so.
+    """
     if resolved.new:
         return init_model(config_from_hf(read_config(resolved.folder)), seed, dtype).to(device)
-    model = load_any(resolved.folder, dtype=dtype, device=device)
+    quantized = adapter is not None and adapter.base == "nf4"
+    model = load_any(resolved.folder, dtype=dtype, device="cpu" if quantized else device)
+    if adapter is not None and quantized:
+        quantize_linears(model, linear_layers(model), adapter.double_quantization, device)
     if resolved.adapter is not None:
         load_peft(model, resolved.adapter)
     return model
@@ -70,8 +84,9 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
             ],
             source=settings.model_name,
         )
-    model = load_weights(resolved, precision, runtime.device, seed=seed)
+    model = load_weights(resolved, precision, runtime.device, seed=seed, adapter=settings.adapter)
     _require_same_adapter(model, settings)
+    require_learnable(model)
     fresh = _fresh_rows(text)
     if fresh and resolved.adapter is not None:  # its rows would start at random, stay frozen, and not be saved
         names = ", ".join(text.tokenizer.control_names[index] for index in fresh)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from chatwright.adapters.lora import attach_lora
+from chatwright.adapters.lora import attach_lora, linear_layers
+from chatwright.adapters.quantized import nf4_bytes
 from chatwright.errors import ModelError
 from chatwright.losses.linear_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from chatwright.models.config import DecoderConfig, flops_per_token, num_parameters
@@ -77,6 +78,17 @@ def _trainable(settings: RunSettings, config: DecoderConfig, text: TextSetup) ->
     return sum(p.numel() for p in model.parameters() if p.requires_grad) + rows * config.hidden_size * ends
 
 
+def _weight_bytes(settings: RunSettings, config: DecoderConfig, width: int) -> int:
+    """Of all weights; those of linear layers are smaller where the recipe quantizes them."""
+    total = num_parameters(config) * width
+    if settings.adapter is None or settings.adapter.base != "nf4":
+        return total
+    with torch.device("meta"):
+        model = CausalLM(config)
+    sizes = [model.get_submodule(name).weight.numel() for name in linear_layers(model)]  # type: ignore[operator, union-attr]
+    return total - sum(sizes) * width + sum(nf4_bytes(size, settings.adapter.double_quantization) for size in sizes)
+
+
 def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trainable: int) -> dict[str, int]:
     """An estimate in bytes: weights, masters, gradients, moments, activations kept for the backward, and the loss."""
     kinds = available_devices()
@@ -95,7 +107,7 @@ def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trai
     activations = tokens * width * (per_token_layer * kept_layers + d * config.num_layers)
     moments = 2 if settings.optimizer.name == "adamw8bit" else 8
     estimate = {
-        "weights": num_parameters(config) * width,
+        "weights": _weight_bytes(settings, config, width),
         "masters": trainable * 4 if low else 0,
         "gradients": trainable * 4,
         "optimizer": trainable * moments,

@@ -137,4 +137,4 @@ def stir_adapter(model: nn.Module) -> None:
         generator = torch.Generator().manual_seed(seed_for(0, "stir", name))
         layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator))
         size = float((layer.lora_B @ layer.lora_A).norm()) * layer.scale
-        layer.lora_B.mul_(STIR * float(layer.weight.norm()) / size)
+        layer.lora_B.mul_(STIR * float(layer.frozen_weight().norm()) / size)

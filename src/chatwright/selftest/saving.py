@@ -99,6 +99,10 @@ def merging_law(context: Context) -> list[LawOutcome]:
     """A stirred adapter before and after merging, against what the adapter changes at all."""
     if not context.setup.adapted:
         return [not_applicable("merging", MERGED, "the recipe trains no adapter")]
+    adapter = context.settings.adapter
+    if adapter is not None and adapter.base == "nf4":
+        reason = "an adapter can't be merged into a 4-bit base; `export --merge` says what the full base changes"
+        return [waived("merging", MERGED, reason)]
     base_and_adapter = build_model(context.settings, context.text, context.runtime).model.eval()
     stir_adapter(base_and_adapter)
     before = _packed_logits(base_and_adapter, context)
