@@ -80,7 +80,7 @@ def export_model(
     try:
         aside.mkdir(parents=True)
         kind, written, notes = _write_weights(resolved, aside, dtype, merge)
-        _write_texts(resolved, aside)
+        copy_texts(resolved, aside)
         _write_marker(resolved, aside, kind, written)
         if out.exists():
             shutil.rmtree(out)
@@ -91,9 +91,18 @@ def export_model(
     return ExportReport(out, kind, written, size, notes)
 
 
-def _refuse(resolved: ResolvedModel, out: Path, dtype: str, merge: bool) -> None:
+def check_dtype(dtype: str) -> None:
+    """Refuse what weights can't be written in.
+
+    Raises:
+        ModelError: unknown dtype.
+    """
     if dtype not in get_args(ExportDtype):
         raise ModelError(f"can't export as {dtype!r}", place="dtype", hint=f"one of {', '.join(get_args(ExportDtype))}")
+
+
+def _refuse(resolved: ResolvedModel, out: Path, dtype: str, merge: bool) -> None:
+    check_dtype(dtype)
     if merge and resolved.adapter is None:
         raise ModelError("is no adapter: there is nothing to merge", place=resolved.source, hint="leave --merge off")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER_NAME).is_file()):
@@ -135,20 +144,29 @@ def _write_adapter(resolved: ResolvedModel, adapter: Path, folder: Path) -> str:
 
 def _save(tensors: Mapping[str, torch.Tensor], config: dict[str, Any], folder: Path, dtype: str) -> None:
     """Write weights in `dtype` (integers stay) and the config that says so."""
-    target: torch.dtype = getattr(torch, dtype)
-    ready = {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    lost = [name for name, tensor in ready.items() if not bool(tensor.isfinite().all())]
-    if lost:
-        hint = "export as bfloat16 or float32" if dtype == "float16" else "the model itself is broken"
-        raise ModelError(f"{len(lost)} tensors are not finite in {dtype}, such as {lost[0]}", hint=hint)
-    save_weights(ready, folder)
+    save_weights(finite_in(tensors, dtype), folder)
     config = {**config, "dtype": dtype}
     if "torch_dtype" in config:
         config["torch_dtype"] = dtype
     _write_json(folder / "config.json", config)
 
 
-def _write_texts(resolved: ResolvedModel, folder: Path) -> None:
+def finite_in(tensors: Mapping[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    """The tensors in `dtype`; integers stay.
+
+    Raises:
+        ModelError: a number is too large for it.
+    """
+    target: torch.dtype = getattr(torch, dtype)
+    ready = {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    lost = [name for name, tensor in ready.items() if not bool(tensor.isfinite().all())]
+    if lost:
+        hint = "export as bfloat16 or float32" if dtype == "float16" else "the model itself is broken"
+        raise ModelError(f"{len(lost)} tensors are not finite in {dtype}, such as {lost[0]}", hint=hint)
+    return ready
+
+
+def copy_texts(resolved: ResolvedModel, folder: Path) -> None:
     """Copy the tokenizer and template files, and name every stop id where generation looks for them."""
     source = resolved.text_folder
     for pattern in _TEXT_FILES:

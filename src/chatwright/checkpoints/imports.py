@@ -13,6 +13,7 @@ from pathlib import Path
 from chatwright.checkpoints.gguf import convert_gguf
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import MANIFEST_NAME, find_damage, read_manifest
+from chatwright.checkpoints.minimind import convert_minimind, read_pth_name
 from chatwright.checkpoints.store import best_checkpoint, latest_checkpoint, list_checkpoints
 from chatwright.errors import CheckpointError, ModelError
 
@@ -65,8 +66,9 @@ def resolve_model(name: str | Path, cache: Path | None = None) -> ResolvedModel:
 
     Args:
         name: a Hugging Face folder; a run of ours (its newest complete checkpoint; `run:best` its best one); one
-            checkpoint; a PEFT adapter folder; a GGUF file, or a folder with one; a hub name `owner/name` or
-            `owner/name@revision` (`hub:owner/name` where a local folder has that name); an alias of `ALIASES`.
+            checkpoint; a PEFT adapter folder; a GGUF file, or a folder with one; a `.pth` file of MiniMind
+            (`FILE.pth:FOLDER` names its tokenizer); a hub name `owner/name` or `owner/name@revision`
+            (`hub:owner/name` where a local folder has that name); an alias of `ALIASES`.
         cache: see `cache_folder`.
 
     Raises:
@@ -76,10 +78,13 @@ def resolve_model(name: str | Path, cache: Path | None = None) -> ResolvedModel:
     text, cache = str(name), cache_folder(cache)
     if text in ALIASES:
         return ResolvedModel(convert_gguf(_packaged_gguf(text), cache), text)
+    if pth := read_pth_name(text):
+        return ResolvedModel(convert_minimind(pth, cache), pth.source)
     path = Path(text).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError("is a file that holds no known model", place=text, hint="give a folder or a .gguf file")
+            hint = "give a folder, a .gguf file or a .pth file of MiniMind"
+            raise ModelError("is a file that holds no known model", place=text, hint=hint)
         return ResolvedModel(convert_gguf(path, cache), str(path.resolve()))
     if path.is_dir():
         return _from_folder(path.resolve(), cache)

@@ -10,6 +10,7 @@ import typer
 
 from chatwright import __version__
 from chatwright.cli.eval_options import eval_
+from chatwright.cli.tokenizer import tokenizer_app
 from chatwright.errors import UserError
 
 app = typer.Typer(
@@ -240,19 +241,25 @@ def compare(
 
 
 app.command("eval")(eval_)
+app.add_typer(tokenizer_app, name="tokenizer")
 
 
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A run or checkpoint folder (or any model).")],
-    out: Annotated[str, typer.Argument(help="The folder to write.")],
+    out: Annotated[str | None, typer.Argument(help="The folder to write.")] = None,
+    folder: Annotated[str | None, typer.Option("--out", "-o", help="The same, as an option.")] = None,
+    to: Annotated[str, typer.Option("--to", help="huggingface, minimind or minimind-notebook.")] = "huggingface",
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16, for MiniMind float16.")
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="What MiniMind's file is called, if not by its stage.")] = None,
 ) -> None:
-    """Write a clean Hugging Face folder."""
+    """Write a clean Hugging Face folder, or the file that MiniMind loads."""
     from chatwright.cli.export import run_export
 
-    run_export(model, out, merge, dtype)
+    run_export(model, (out, folder), to, merge, dtype, prefix)
 
 
 @app.command()

@@ -1,0 +1,182 @@
+"""Writes a model as the `.pth` file that MiniMind's own code loads with `strict=True`: its names, half precision.
+
+The file is called as MiniMind calls it, `<prefix>_<hidden>[_moe].pth`; beside it stand the tokenizer, and in a `.json`
+what the weights don't tell, so that the file comes back here as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from chatwright.checkpoints.export import ExportReport, check_dtype, copy_texts, finite_in
+from chatwright.checkpoints.imports import ResolvedModel
+from chatwright.checkpoints.manifest import read_manifest
+from chatwright.checkpoints.merging import merge_adapter
+from chatwright.checkpoints.minimind_names import EMBED, HEAD, pairs_from_halves, to_minimind_lm
+from chatwright.checkpoints.tensors import load_tensors
+from chatwright.errors import ModelError
+from chatwright.models.config import Activation, DecoderConfig, RopeKind
+from chatwright.models.families import config_from_hf
+from chatwright.models.weights import read_config, weight_files
+
+MinimindLayout = Literal["minimind", "minimind-notebook"]
+PREFIXES = {"pretrain": "pretrain", "mid": "mid", "sft": "full_sft", "dpo": "dpo", "reward": "reward", "rl": "grpo"}
+"""What MiniMind calls the files of a stage."""
+
+_FAMILIES = ("llama", "qwen3")
+_VOCABULARY = 6_400
+_HEADS = 8
+
+
+def export_minimind(
+    resolved: ResolvedModel,
+    out: str | Path,
+    *,
+    layout: MinimindLayout = "minimind",
+    prefix: str | None = None,
+    dtype: str = "float16",
+    merge: bool = False,
+) -> ExportReport:
+    """Write one `.pth` file into a folder, with the tokenizer and a `.json` beside it.
+
+    Args:
+        out: the folder; made if it isn't there.
+        layout: names of `model/model_minimind.py` (2025, and 2026 where q and k are normalized), or of the notebooks'
+            `MiniMindLM`.
+        prefix: what the file's name begins with; None takes the stage's (`PREFIXES`).
+        merge: fold an adapter into its base.
+
+    Raises:
+        ModelError: MiniMind's code has no such model, weights don't fit `dtype`, or the file is there already.
+    """
+    out = Path(out).expanduser().resolve()
+    check_dtype(dtype)
+    if layout not in get_args(MinimindLayout):
+        raise ModelError(f"unknown layout {layout!r}; known: {', '.join(get_args(MinimindLayout))}", place="--to")
+    config = config_from_hf(read_config(resolved.folder))
+    _refuse(config, layout, resolved.source)
+    path = out / file_name(config, prefix or _prefix_of(resolved))
+    if path.exists():
+        raise ModelError("exists already", place=str(path), hint="delete it, or give another --prefix or folder")
+    tensors, notes = _tensors(resolved, getattr(torch, dtype), merge)
+    written = _renamed(finite_in(tensors, dtype), config, layout)
+    out.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        torch.save(written, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    texts = path.with_name(f"{path.stem}_tokenizer")
+    texts.mkdir(exist_ok=True)
+    copy_texts(resolved, texts)
+    path.with_suffix(".json").write_text(json.dumps(_beside(config), indent=2) + "\n", encoding="utf-8")
+    size = path.stat().st_size
+    line = f"{path.name}: loads with strict=True into {constructor(config, layout)}"
+    return ExportReport(out, "MiniMind weights", dtype, size, (*notes, line))
+
+
+def file_name(config: DecoderConfig, prefix: str) -> str:
+    """`<prefix>_<hidden>.pth`, with `_moe` where a layer has experts."""
+    return f"{prefix}_{config.hidden_size}{'_moe' if config.moe else ''}.pth"
+
+
+def _prefix_of(resolved: ResolvedModel) -> str:
+    stage = read_manifest(resolved.checkpoint).stage if resolved.checkpoint is not None else None
+    if stage not in PREFIXES:
+        raise ModelError(
+            "no stage tells what the file is to be called",
+            place=resolved.source,
+            hint="give --prefix, such as full_sft",
+        )
+    return PREFIXES[stage]
+
+
+def _refuse(config: DecoderConfig, layout: str, place: str) -> None:
+    """Name everything that MiniMind's code doesn't have."""
+    rope = config.ropes[0] if len(config.ropes) == 1 else None
+    problems = {
+        f"the family {config.family}": config.family not in _FAMILIES,
+        "biases": config.qkv_bias or config.o_bias or config.mlp_bias,
+        "windows": any(config.layer_windows),
+        "a stretched rotary embedding": rope is None or rope.kind is not RopeKind.DEFAULT,
+        f"the activation {config.activation.value}": config.activation is not Activation.SILU,
+        "an output head of its own": not config.tied,
+        "norms over q and k": layout == "minimind-notebook" and config.qk_norm,
+    }
+    found = [name for name, has in problems.items() if has]
+    if found:
+        message = f"MiniMind's code has no model with {', '.join(found)}"
+        raise ModelError(message, place=place, hint="export it as a Hugging Face folder (without --to)")
+
+
+def _tensors(
+    resolved: ResolvedModel, dtype: torch.dtype, merge: bool
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    if resolved.adapter is not None:
+        if not merge:
+            raise ModelError(
+                "is an adapter; a .pth file holds a whole model", place=resolved.source, hint="add --merge"
+            )
+        model, notes = merge_adapter(resolved, dtype)
+        return dict(model.state_dict()), notes
+    if merge:
+        raise ModelError("is no adapter: there is nothing to merge", place=resolved.source, hint="leave --merge off")
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(resolved.folder):
+        tensors |= load_tensors(path)[0]
+    return tensors, ()
+
+
+def _renamed(tensors: Mapping[str, torch.Tensor], config: DecoderConfig, layout: str) -> dict[str, torch.Tensor]:
+    """Under the names of its code, the tied head among them, since `strict=True` asks for it."""
+    complete = {**tensors, HEAD: tensors[EMBED]}
+    if layout == "minimind":
+        return complete
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in complete.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.num_heads if "q_proj" in name else config.num_kv_heads
+            tensor = pairs_from_halves(tensor, heads)
+        theirs = to_minimind_lm(name)
+        if theirs is None:
+            raise ModelError(f"MiniMindLM has no weight for {name}", hint="export with --to minimind")
+        renamed[theirs] = tensor
+    return renamed
+
+
+def _beside(config: DecoderConfig) -> dict[str, Any]:
+    return {
+        "num_attention_heads": config.num_heads,
+        "rope_theta": config.ropes[0].theta,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+    }
+
+
+def constructor(config: DecoderConfig, layout: str) -> str:
+    """The line of Python that makes the model in MiniMind's code: sizes, and what differs from its defaults."""
+    normed = config.qk_norm
+    inner = math.ceil(config.hidden_size * math.pi / 64) * 64 if normed else -(-config.hidden_size * 8 // 3 // 64) * 64
+    theirs: dict[str, tuple[str, Any, Any]] = {
+        "num_attention_heads": ("n_heads", config.num_heads, _HEADS),
+        "num_key_value_heads": ("n_kv_heads", config.num_kv_heads, 4 if normed else 2),
+        "vocab_size": ("vocab_size", config.vocab_size, _VOCABULARY),
+        "intermediate_size": ("hidden_dim", config.intermediate_size, inner),
+        "rms_norm_eps": ("norm_eps", config.norm_eps, 1e-6 if normed else 1e-5),
+        "rope_theta": ("rope_theta", config.ropes[0].theta, 1e6),
+    }
+    notebook = layout == "minimind-notebook"
+    hidden, layers = ("dim", "n_layers") if notebook else ("hidden_size", "num_hidden_layers")
+    given = [f"{hidden}={config.hidden_size}", f"{layers}={config.num_layers}"]
+    given += [
+        f"{older if notebook else name}={value}" for name, (older, value, usual) in theirs.items() if value != usual
+    ]
+    return f"{'LMConfig' if notebook else 'MiniMindConfig'}({', '.join(given)})"
