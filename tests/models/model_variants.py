@@ -85,6 +85,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
         "rope_parameters": _rope(),
     },
+    "nanochat": {"model_type": "nanochat", "rope_parameters": _rope(), "final_logit_softcapping": 3.0},
+    "nanochat-one-kv-head": {
+        "model_type": "nanochat",
+        "rope_parameters": _rope(1e5),
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "final_logit_softcapping": None,
+    },
 }
 """Name → Hugging Face config dict."""
 

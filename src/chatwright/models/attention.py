@@ -42,8 +42,8 @@ class Attention(nn.Module):
         self.k_norm: RMSNorm | None = None
         self.qkv_proj: nn.Module | None = None
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_plus_one)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_plus_one)
+            self.q_norm, self.k_norm = RMSNorm(config, config.head_dim), RMSNorm(config, config.head_dim)
+        self.norm_last = config.qk_norm_last
 
     def forward(
         self,
@@ -65,9 +65,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return apply_rope(q, *tables), apply_rope(k, *tables), v
+        return self._place(q, self.q_norm, tables), self._place(k, self.k_norm, tables), v
 
     def _project_at_once(
         self, x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], qkv_proj: nn.Module
@@ -75,11 +73,20 @@ class Attention(nn.Module):
         """The same in one product."""
         heads = qkv_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, H + 2 G, D]
         num_q, num_kv = self.num_heads, self.num_kv_heads
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.q_norm.weight is not None:
             q, k, v = heads.split((num_q, num_kv, num_kv), dim=1)
-            return apply_rope(self.q_norm(q), *tables), apply_rope(self.k_norm(k), *tables), v
-        turned = apply_rope(heads[:, : num_q + num_kv], *tables)
-        return turned[:, :num_q], turned[:, num_q:], heads[:, num_q + num_kv :]
+            return self._place(q, self.q_norm, tables), self._place(k, self.k_norm, tables), v
+        placed = self._place(heads[:, : num_q + num_kv], self.q_norm, tables)
+        return placed[:, :num_q], placed[:, num_q:], heads[:, num_q + num_kv :]
+
+    def _place(
+        self, heads: torch.Tensor, norm: RMSNorm | None, tables: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Queries or keys `[T, heads, D]` normalized and rotated, in the family's order."""
+        if norm is None:
+            return apply_rope(heads, *tables)
+        out: torch.Tensor = norm(apply_rope(heads, *tables)) if self.norm_last else apply_rope(norm(heads), *tables)
+        return out
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
         if layout.kv_gather is not None:

@@ -20,10 +20,18 @@ class RopeKind(StrEnum):
 
 
 class Activation(StrEnum):
-    """The gate of the feed-forward block: out = down(activation(gate(x)) · up(x))."""
+    """The nonlinearity of the feed-forward block; `relu2` = max(x, 0)² is for the block without a gate."""
 
     SILU = "silu"
     GELU_TANH = "gelu_pytorch_tanh"
+    RELU2 = "relu2"
+
+
+class Initialization(StrEnum):
+    """How fresh weights are drawn (`initialization`): `normal` with one deviation, or nanochat's rule."""
+
+    NORMAL = "normal"
+    NANOCHAT = "nanochat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ class RopeConfig:
         attention_factor: multiplies cos and sin; None = derived from `factor` (yarn).
         mscale, mscale_all_dim: DeepSeek's form of that derivation (yarn).
         truncate: round the ramp's borders to whole dimensions (yarn).
+        reverse: turn the other way, by −angle (nanochat).
     """
 
     kind: RopeKind = RopeKind.DEFAULT
@@ -54,11 +63,46 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    reverse: bool = False
+
+
+class ExpertSpelling(StrEnum):
+    """How a family names the feed-forward block of a layer with experts: the block's own name in the layer."""
+
+    MLP = "mlp"
+    BLOCK_SPARSE_MOE = "block_sparse_moe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeConfig:
+    """Mixture of experts in the feed-forward blocks of some layers.
+
+    Args:
+        num_experts: E, those that the router chooses from.
+        experts_per_token: k, how many it chooses.
+        intermediate_size: the inner size of one expert.
+        layers: which layers have experts, ascending; the others have a plain feed-forward block.
+        num_shared: experts behind no router that every token goes through, of the dense block's inner size.
+        norm_weights: the k chosen probabilities are divided by their sum.
+        spelling: what the parameters are called.
+        aux_loss_weight: what the load-balance loss is multiplied by in training.
+        aux_per_segment: take that loss a segment at a time (any split of a step gives the same sum), not a batch.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+    layers: tuple[int, ...]
+    num_shared: int = 0
+    norm_weights: bool = True
+    spelling: ExpertSpelling = ExpertSpelling.MLP
+    aux_loss_weight: float = 0.001
+    aux_per_segment: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """A decoder-only transformer with rotary positions and a gated feed-forward block.
+    """A decoder-only transformer with rotary positions.
 
     Args:
         family: key of `families.FAMILIES`; decides how the config is written to disk.
@@ -68,10 +112,13 @@ class DecoderConfig:
         hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim: the shapes.
         max_positions: the longest segment in tokens that the model was made for.
         norm_eps: epsilon of every RMSNorm.
+        norm_weights: norms have learnable weights (nanochat's have none).
         norm_plus_one: the norm multiplies by 1 + weight, in float32 (Gemma).
         sandwich_norms: also normalize what attention and feed-forward return (Gemma's four norms).
-        qk_norm: RMSNorm over each head of q and k.
-        activation: the gate's activation.
+        embed_norm: normalize what the embedding returns, by the final norm (nanochat).
+        qk_norm: RMSNorm over each head of q and k. qk_norm_last: after their rotation, not before (nanochat).
+        gated: the feed-forward block is down(activation(gate(x)) · up(x)); else fc2(activation(fc1(x))).
+        activation: that block's activation.
         tied: the output head is the embedding.
         qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
         layer_windows: for each layer the number of positions a token sees, itself included; None = all before it.
@@ -79,7 +126,8 @@ class DecoderConfig:
         attention_scale: multiplies q·k.
         attention_soft_cap, final_soft_cap: c in c · tanh(x / c) on scores and logits, or None.
         embed_scale: multiplies the embeddings, after a cast to the compute dtype (Gemma).
-        initializer_range: standard deviation of fresh weights.
+        moe: experts in place of some layers' feed-forward blocks; None for a dense model.
+        initialization: how fresh weights are drawn. initializer_range: their deviation where it is `normal`.
         bos_token_id, eos_token_ids, pad_token_id: carried along to the saved config.
     """
 
@@ -98,9 +146,13 @@ class DecoderConfig:
     attention_scale: float
     tokenizer_vocab_size: int | None = None
     norm_eps: float = 1e-6
+    norm_weights: bool = True
     norm_plus_one: bool = False
     sandwich_norms: bool = False
+    embed_norm: bool = False
     qk_norm: bool = False
+    qk_norm_last: bool = False
+    gated: bool = True
     activation: Activation = Activation.SILU
     tied: bool = False
     qkv_bias: bool = False
@@ -109,6 +161,8 @@ class DecoderConfig:
     attention_soft_cap: float | None = None
     final_soft_cap: float | None = None
     embed_scale: float = 1.0
+    moe: MoeConfig | None = None
+    initialization: Initialization = Initialization.NORMAL
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -118,22 +172,39 @@ class DecoderConfig:
 def num_parameters(config: DecoderConfig) -> int:
     """The exact number of parameters, tied weights counted once."""
     hidden, inner = config.hidden_size, config.intermediate_size
+    experts = _expert_parameters(config, of_all=True)
     norms = (4 if config.sandwich_norms else 2) * hidden + (2 * config.head_dim if config.qk_norm else 0)
-    per_layer = _matmul_parameters(config) + norms
+    per_layer = _matmul_parameters(config) + norms * config.norm_weights
     q_and_kv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    per_layer += q_and_kv * config.qkv_bias + hidden * config.o_bias + (2 * inner + hidden) * config.mlp_bias
+    inner_biases = inner * (2 if config.gated else 1) + hidden
+    per_layer += q_and_kv * config.qkv_bias + hidden * config.o_bias + inner_biases * config.mlp_bias
     embeddings = config.vocab_size * hidden * (1 if config.tied else 2)
-    return embeddings + config.num_layers * per_layer + hidden
+    return embeddings + config.num_layers * per_layer + hidden * config.norm_weights + experts
+
+
+def active_parameters(config: DecoderConfig) -> int:
+    """The parameters that one token's forward pass uses: all but the experts that it isn't sent to."""
+    return num_parameters(config) - _expert_parameters(config, of_all=True) + _expert_parameters(config, of_all=False)
+
+
+def _expert_parameters(config: DecoderConfig, *, of_all: bool) -> int:
+    """What the layers with experts have beyond a dense block's: of all experts, or of those that a token goes to."""
+    moe = config.moe
+    if moe is None:
+        return 0
+    dense, routed = (3 * config.hidden_size * inner for inner in (config.intermediate_size, moe.intermediate_size))
+    routed *= moe.num_experts if of_all else moe.experts_per_token
+    return len(moe.layers) * (routed + (moe.num_shared - 1) * dense + moe.num_experts * config.hidden_size)
 
 
 def _matmul_parameters(config: DecoderConfig) -> int:
     """Weights of one layer's linear projections, biases left out."""
     attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
-    return attention + 3 * config.hidden_size * config.intermediate_size
+    return attention + (3 if config.gated else 2) * config.hidden_size * config.intermediate_size
 
 
 def flops_per_token(config: DecoderConfig, tokens_per_segment: float) -> float:
-    """Training FLOPs of one token: forward plus backward, the output head included.
+    """Training FLOPs of one token: forward plus backward, the output head and the experts it goes to included.
 
     Each matmul weight costs 2 FLOPs forward and 4 backward; each pair of a query and a key that it sees costs
     4 · head_dim · heads forward and twice that backward (PaLM, appendix B, with the causal half left out:
@@ -143,6 +214,7 @@ def flops_per_token(config: DecoderConfig, tokens_per_segment: float) -> float:
         tokens_per_segment: n, the mean segment length in tokens.
     """
     weights = config.num_layers * _matmul_parameters(config) + config.vocab_size * config.hidden_size
+    weights += _expert_parameters(config, of_all=False)
     seen = sum(_mean_context(tokens_per_segment, window) for window in config.layer_windows)
     return 6.0 * weights + 12.0 * config.num_heads * config.head_dim * seen
 

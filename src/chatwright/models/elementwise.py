@@ -26,17 +26,18 @@ _VERY_FEW = 4096
 """Numbers up to which one layer norm of twice the size is quicker than the operators of `F.rms_norm` (8 µs, not 12)."""
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, plus_one: bool) -> torch.Tensor:
     """x / rms(x) · weight over the last dimension, in float32 at least; Gemma's form with 1 + weight.
 
     Zhang & Sennrich 2019; the rounding order is transformers': plain norms round before the weight, Gemma's after.
+    Without a weight it is x / rms(x).
     """
-    if _is_small(x) and weight.dtype is x.dtype:
-        if not plus_one:
+    if _is_small(x) and (weight is None or weight.dtype is x.dtype):
+        if weight is None or not plus_one:
             if x.dtype is torch.bfloat16 and x.numel() <= _VERY_FEW:  # [x, −x] has mean 0 and variance mean(x²)
-                n = F.layer_norm(torch.cat((x, -x), -1), (2 * x.shape[-1],), eps=eps)
-                return n[..., : x.shape[-1]] * weight
-            return F.rms_norm(x, weight.shape, weight, eps)
+                n = F.layer_norm(torch.cat((x, -x), -1), (2 * x.shape[-1],), eps=eps)[..., : x.shape[-1]]
+                return n if weight is None else n * weight
+            return F.rms_norm(x, x.shape[-1:], weight, eps)
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(wide), weight.shape, weight.to(wide) + 1, eps).to(x.dtype)
     return _RmsNorm.apply(x, weight, eps, plus_one)
@@ -62,6 +63,11 @@ def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch
     return _activate(gate, activation).mul_(up) if _is_small(gate) else _Gated.apply(gate, up, activation)
 
 
+def squared_relu(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)² (So et al. 2021, Primer); torch keeps max(x, 0) and the result, which the next layer keeps anyway."""
+    return F.relu(x).square_() if _is_small(x) else F.relu(x).square()
+
+
 def _is_small(x: torch.Tensor) -> bool:
     """Whether torch's own operators are quicker: a few rows without a gradient, as in decoding."""
     return not torch.is_grad_enabled() and x.numel() <= _CACHED_NUMBERS
@@ -78,12 +84,12 @@ class _RmsNorm(torch.autograd.Function):
     """Keeps x and 1 / rms. With n = x / rms and w' the weight: dx = (g·w' − n · mean(g·w'·n)) / rms, dw = Σ g·n."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, eps: float, plus_one: bool) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])  # [N, D]
         wide = torch.promote_types(x.dtype, torch.float32)
         out = torch.empty_like(rows)
         inverse = rows.new_empty(rows.shape[0], 1, dtype=wide)
-        factor = weight.to(wide) + 1 if plus_one else None
+        factor = weight.to(wide) + 1 if plus_one and weight is not None else None
         for part in _row_slices(rows):
             n = rows[part].to(wide, copy=True)
             r = inverse[part]
@@ -91,7 +97,7 @@ class _RmsNorm(torch.autograd.Function):
             r.square_().div_(rows.shape[1]).add_(eps).rsqrt_()
             n.mul_(r)
             out[part] = n if factor is None else n.mul_(factor)
-            if factor is None:
+            if factor is None and weight is not None:
                 out[part] *= weight
         ctx.save_for_backward(x, weight, inverse)
         ctx.plus_one = plus_one
@@ -102,6 +108,8 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         rows, g_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
+        if weight is None:
+            return _RmsNorm._backward_without_weight(x, grad, inverse), None, None, None
         factor = weight.to(inverse.dtype)
         if ctx.plus_one:
             factor = factor + 1
@@ -115,6 +123,18 @@ class _RmsNorm(torch.autograd.Function):
             mean = (product @ factor).div_(-rows.shape[1])[:, None]
             dx[part] = g.mul_(factor).addcmul_(n, mean).mul_(r)
         return dx.view(x.shape), dw.to(weight.dtype), None, None
+
+    @staticmethod
+    def _backward_without_weight(x: torch.Tensor, grad: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        rows, g_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
+        dx = torch.empty_like(rows)
+        for part in _row_slices(rows):
+            r = inverse[part]
+            g = g_rows[part].to(r.dtype, copy=True)
+            n = rows[part].to(r.dtype, copy=True).mul_(r)
+            mean = (g * n).sum(-1, keepdim=True).div_(-rows.shape[1])
+            dx[part] = g.addcmul_(n, mean).mul_(r)
+        return dx.view(x.shape)
 
 
 class _Rotation(torch.autograd.Function):

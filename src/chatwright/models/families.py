@@ -8,11 +8,11 @@ is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatwright.errors import ModelError
-from chatwright.models.config import Activation, DecoderConfig
+from chatwright.models.config import Activation, DecoderConfig, Initialization
 from chatwright.models.gemma_fields import (
     GEMMA2_DEFAULTS,
     GEMMA3_DEFAULTS,
@@ -20,6 +20,17 @@ from chatwright.models.gemma_fields import (
     read_gemma3,
     write_gemma2,
     write_gemma3,
+)
+from chatwright.models.moe_fields import (
+    MINIMIND_DEFAULTS,
+    MIXTRAL_DEFAULTS,
+    QWEN3_MOE_DEFAULTS,
+    read_minimind,
+    read_mixtral,
+    read_qwen3_moe,
+    write_minimind,
+    write_mixtral,
+    write_qwen3_moe,
 )
 from chatwright.models.rope_fields import read_rope, rope_to_hf
 
@@ -105,6 +116,15 @@ def _write_qwen3(config: DecoderConfig) -> dict[str, Any]:
     return {**_write_qwen_windows(config), "attention_bias": config.qkv_bias}
 
 
+def _read_nanochat(raw: dict[str, Any]) -> dict[str, Any]:
+    ropes = tuple(replace(rope, reverse=True) for rope in _read_rope_and_windows(raw)["ropes"])
+    return {**_read_biases(raw), "ropes": ropes, "final_soft_cap": raw["final_logit_softcapping"]}
+
+
+def _write_nanochat(config: DecoderConfig) -> dict[str, Any]:
+    return {"attention_bias": config.qkv_bias, "final_logit_softcapping": config.final_soft_cap}
+
+
 _QWEN_DEFAULTS = {
     **_COMMON,
     "max_position_embeddings": 32768,
@@ -112,6 +132,22 @@ _QWEN_DEFAULTS = {
     "sliding_window": 4096,
     "max_window_layers": 28,
     "layer_types": None,
+}
+
+_NANOCHAT_DEFAULTS = {
+    **_COMMON,
+    "vocab_size": 50304,
+    "hidden_size": 768,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 2048,
+    "hidden_act": "relu2",
+    "attention_bias": False,
+    "final_logit_softcapping": 15.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
 }
 
 FAMILIES: dict[str, Family] = {
@@ -155,6 +191,26 @@ FAMILIES: dict[str, Family] = {
         read_extra=read_gemma3,
         write_extra=write_gemma3,
     ),
+    "nanochat": Family(
+        "NanoChatForCausalLM",
+        _NANOCHAT_DEFAULTS,
+        fixed={"qk_norm": True, "qk_norm_last": True, "norm_weights": False, "embed_norm": True, "gated": False},
+        read_extra=_read_nanochat,
+        write_extra=_write_nanochat,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        {**_COMMON, **QWEN3_MOE_DEFAULTS},
+        fixed={"qk_norm": True},
+        read_extra=read_qwen3_moe,
+        write_extra=write_qwen3_moe,
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM", {**_COMMON, **MIXTRAL_DEFAULTS}, read_extra=read_mixtral, write_extra=write_mixtral
+    ),
+    "minimind_moe": Family(
+        "MiniMindForCausalLM", {**_COMMON, **MINIMIND_DEFAULTS}, read_extra=read_minimind, write_extra=write_minimind
+    ),
 }
 """Every family with a decoder of our own, by `model_type`."""
 
@@ -174,6 +230,7 @@ _FIELDS = {
     "pad_token_id": "pad_token_id",
 }
 _OWN_KEY = "chatwright_tokenizer_vocab_size"
+_INIT_KEY = "chatwright_initialization"
 
 
 def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -184,6 +241,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
             an unknown activation or an unknown kind of rotary embedding.
     """
     kind = raw.get("model_type")
+    if kind == "minimind" and raw.get("use_moe"):  # its own name on disk, read by its own code
+        kind = "minimind_moe"
     if kind == "gemma3":
         outer = {key: raw[key] for key in ("tie_word_embeddings", "eos_token_id") if key in raw}
         raw = {**outer, **raw.get("text_config", {}), "model_type": "gemma3_text"}
@@ -204,7 +263,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     _check_shapes(full)
     fields: dict[str, Any] = {ours: full[theirs] for ours, theirs in _FIELDS.items()}
     fields.update(_read_rope_and_windows(full), family=str(kind), tokenizer_vocab_size=raw.get(_OWN_KEY))
-    fields["activation"] = _activation(full)
+    fields["initialization"] = _initialization(raw)
+    fields["activation"] = _activation(full, gated=family.fixed.get("gated", True))
     fields["eos_token_ids"] = _as_tuple(full["eos_token_id"])
     fields.update(family.fixed)
     fields.update(family.read_extra(full))
@@ -245,12 +305,22 @@ def _check_shapes(full: dict[str, Any]) -> None:
         )
 
 
-def _activation(full: dict[str, Any]) -> Activation:
+def _activation(full: dict[str, Any], gated: bool) -> Activation:
     name = full.get("hidden_activation") or full.get("hidden_act")
-    if name not in {kind.value for kind in Activation}:
-        known = ", ".join(kind.value for kind in Activation)
-        raise ModelError(f"unknown activation {name!r}; known: {known}", place="config.json")
+    kinds = [kind.value for kind in Activation if (kind is not Activation.RELU2) == gated]
+    if name not in kinds:
+        raise ModelError(
+            f"unknown activation {name!r}; known for {full['model_type']}: {', '.join(kinds)}", place="config.json"
+        )
     return Activation(name)
+
+
+def _initialization(raw: Mapping[str, Any]) -> Initialization:
+    name = raw.get(_INIT_KEY, Initialization.NORMAL.value)
+    if name not in {kind.value for kind in Initialization}:
+        known = ", ".join(kind.value for kind in Initialization)
+        raise ModelError(f"unknown initialization {name!r}; known: {known}", place=f"config.json {_INIT_KEY}")
+    return Initialization(name)
 
 
 def _as_tuple(ids: int | list[int] | None) -> tuple[int, ...]:
@@ -277,4 +347,6 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     written.update(family.write_extra(config))
     if config.tokenizer_vocab_size is not None:
         written[_OWN_KEY] = config.tokenizer_vocab_size
+    if config.initialization is not Initialization.NORMAL:
+        written[_INIT_KEY] = config.initialization.value
     return written

@@ -16,7 +16,8 @@ from torch import nn
 from chatwright.errors import ConfigError, ModelError
 from chatwright.models.attention import Attention
 from chatwright.models.compact_linear import Int8Linear, PackedLinear
-from chatwright.models.feed_forward import FeedForward
+from chatwright.models.feed_forward import FeedForward, PlainFeedForward
+from chatwright.models.moe import MixtralExpert
 from chatwright.models.transformer import CausalLM
 
 Compact = PackedLinear | Int8Linear
@@ -88,9 +89,13 @@ def _replace(model: CausalLM, weights: GenerationWeights, changes: list[tuple[An
         if isinstance(part, Attention):
             _replace_together(part, ("q_proj", "k_proj", "v_proj"), "qkv_proj", make, put)
             _replace_one(part, "o_proj", make, put)
-        elif isinstance(part, FeedForward):
-            _replace_together(part, ("gate_proj", "up_proj"), "gate_up_proj", make, put)
-            _replace_one(part, "down_proj", make, put)
+        elif isinstance(part, FeedForward | MixtralExpert):
+            gate, up, down = part.PROJECTIONS
+            _replace_together(part, (gate, up), "gate_up_proj", make, put)
+            _replace_one(part, down, make, put)
+        elif isinstance(part, PlainFeedForward):
+            _replace_one(part, "fc1", make, put)
+            _replace_one(part, "fc2", make, put)
     owner = model.model.embed_tokens if model.lm_head is None else model.lm_head
     put(model, "packed_head", make(owner.weight))
 

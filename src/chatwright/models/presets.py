@@ -95,6 +95,32 @@ def _llama(vocab_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _nanochat(vocab_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """nanochat's model of December 2025: all follows from the depth (karpathy/nanochat, scripts/base_train.py)."""
+    depth = options["depth"]
+    hidden = depth * options["aspect_ratio"]
+    heads = _nearest_divisor(hidden, hidden / options["head_dim"])
+    return {
+        "model_type": "nanochat",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": options["num_kv_heads"] or heads,
+        "max_position_embeddings": options["max_positions"],
+        "rope_theta": 10_000.0,
+        "final_logit_softcapping": 15.0,
+        "chatwright_initialization": "nanochat",
+    }
+
+
+def _nearest_divisor(number: int, wanted: float) -> int:
+    """The divisor of `number` that is nearest to `wanted`; of two, the greater: how nanochat finds its heads."""
+    divisors = [each for each in range(1, number + 1) if number % each == 0]
+    return min(reversed(divisors), key=lambda each: abs(each - max(1, round(wanted))))
+
+
 PRESETS: dict[str, Preset] = {
     "llama": Preset(
         "a Llama of any size",
@@ -106,6 +132,25 @@ PRESETS: dict[str, Preset] = {
             "intermediate_size": None,
             "max_positions": 2048,
             "rope_theta": 10_000.0,
+            "tied": True,
+        },
+        _llama,
+    ),
+    "nanochat": Preset(
+        "nanochat's model by depth; 20 layers and 65,536 tokens make its 560,988,160 parameters",
+        {"depth": 20, "aspect_ratio": 64, "head_dim": 128, "num_kv_heads": None, "max_positions": 2048},
+        _nanochat,
+    ),
+    "minimind": Preset(
+        "MiniMind's dense model, a Llama; 512 × 8 and 6,400 tokens make its 25.8 million parameters",
+        {
+            "hidden_size": 512,
+            "num_layers": 8,
+            "num_heads": 8,
+            "num_kv_heads": 2,
+            "intermediate_size": None,
+            "max_positions": 32_768,
+            "rope_theta": 1_000_000.0,
             "tied": True,
         },
         _llama,

@@ -51,7 +51,8 @@ class Rope:
 def frequencies(config: RopeConfig, head_dim: int) -> torch.Tensor:
     """float32 `[D/2]` on the host: radians a position for each pair of dimensions."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
-    return _SCALINGS[config.kind](1.0 / config.theta**exponents, config, head_dim)
+    scaled = _SCALINGS[config.kind](1.0 / config.theta**exponents, config, head_dim)
+    return -scaled if config.reverse else scaled
 
 
 def attention_factor(config: RopeConfig) -> float:

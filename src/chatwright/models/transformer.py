@@ -7,6 +7,7 @@ parameters; nothing here looks at the device. Parameter names are exactly Huggin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +20,9 @@ from chatwright.models.compact_linear import Int8Linear, PackedLinear
 from chatwright.models.config import DecoderConfig
 from chatwright.models.elementwise import whole_tables
 from chatwright.models.embedding import TokenEmbedding
-from chatwright.models.feed_forward import FeedForward
+from chatwright.models.feed_forward import FeedForward, PlainFeedForward
 from chatwright.models.kv_cache import KVCache
+from chatwright.models.moe import EXPERT_COUNTS, ROUTER_PROBS, MoeFeedForward, Routing
 from chatwright.models.norm import RMSNorm
 from chatwright.models.output_head import OutputHead
 from chatwright.models.rope import Rope
@@ -35,26 +37,40 @@ class DecoderLayer(nn.Module):
         super().__init__()
 
         def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config.norm_eps, config.norm_plus_one)
+            return RMSNorm(config, config.hidden_size)
 
         self.sandwich = config.sandwich_norms
         self.self_attn = Attention(config, layer)
-        self.mlp = FeedForward(config)
+        sparse = config.moe is not None and layer in config.moe.layers
+        self.block_name = config.moe.spelling.value if config.moe is not None and sparse else "mlp"
+        dense = FeedForward if config.gated else PlainFeedForward
+        self.add_module(self.block_name, MoeFeedForward(config) if sparse else dense(config))
         self.input_layernorm = norm()
         self.post_attention_layernorm = norm()
         if self.sandwich:
             self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
 
-    def forward(self, x: torch.Tensor, tables: Tables, layout: SegmentLayout, view: CacheView | None) -> torch.Tensor:
-        """`[T, D]` → `[T, D]`."""
+    def forward(
+        self, x: torch.Tensor, tables: Tables, layout: SegmentLayout, view: CacheView | None
+    ) -> tuple[torch.Tensor, Routing | None]:
+        """`[T, D]` → `[T, D]`, and what the router did where the layer has experts and a gradient is wanted."""
         h = self.input_layernorm(x)
         if not self.sandwich:
             x = self.self_attn(h, tables, layout, view, residual=x)
-            out: torch.Tensor = self.mlp(self.post_attention_layernorm(x), residual=x)
-            return out
+            return self._feed_forward(self.post_attention_layernorm(x), layout, residual=x)
         x = x + self.post_attention_layernorm(self.self_attn(h, tables, layout, view))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        out, routing = self._feed_forward(self.pre_feedforward_layernorm(x), layout, residual=None)
+        return x + self.post_feedforward_layernorm(out), routing
+
+    def _feed_forward(
+        self, h: torch.Tensor, layout: SegmentLayout, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Routing | None]:
+        block: Any = getattr(self, self.block_name)
+        if isinstance(block, MoeFeedForward):
+            out, routing = block(h, layout, residual)
+            return out, routing
+        return block(h, residual=residual), None
 
 
 class Decoder(nn.Module):
@@ -64,7 +80,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.norm_plus_one)
+        self.norm = RMSNorm(config, config.hidden_size)
 
 
 class CausalLM(nn.Module):
@@ -104,19 +120,21 @@ class CausalLM(nn.Module):
             cache_rows: for each segment its row in the cache.
 
         Returns:
-            hidden `[T, D]`, and sums for auxiliary losses by name (none in a dense model).
+            hidden `[T, D]`, and sums for auxiliary losses by name: `moe.Routing` stacked over the layers with experts
+            where a gradient is wanted; none in a dense model, without a gradient, and with a cache.
 
         Raises:
             ModelError: if a cache row overflows, or a segment is too long for a dynamic rotary embedding.
         """
         if cache is None:
             self._check_lengths(layout.lengths_k)
-            return self._run(input_ids, position_ids, layout, None), {}
+            hidden, routings = self._run(input_ids, position_ids, layout, None)
+            return hidden, _stacked(routings)
         rows = tuple(cache_rows if cache_rows is not None else range(layout.num_segments))
         cache.check_room(rows, layout.lengths_q)
         self._check_lengths([cache.lengths[row] + new for row, new in zip(rows, layout.lengths_q, strict=True)])
         with torch.no_grad():
-            hidden = self._run(input_ids, position_ids, layout, CacheView(cache, rows, layout.lengths_q))
+            hidden, _ = self._run(input_ids, position_ids, layout, CacheView(cache, rows, layout.lengths_q))
         cache.advance(rows, layout.lengths_q)
         return hidden, {}
 
@@ -126,19 +144,24 @@ class CausalLM(nn.Module):
 
     def _run(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: SegmentLayout, view: CacheView | None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, list[Routing]]:
         x = self.model.embed_tokens(input_ids)  # [T, D]
         if self.config.embed_scale != 1.0:
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
+        if self.config.embed_norm:
+            x = self.model.norm(x)
         tables = [rope.tables(position_ids, x.dtype) for rope in self.ropes]
         if view is not None:
             tables = [whole_tables(*pair) for pair in tables]
+        routings: list[Routing] = []
         for layer, index in zip(self.model.layers, self.config.layer_ropes, strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(layer, x, tables[index], layout, view, use_reentrant=False)
+                x, routing = checkpoint(layer, x, tables[index], layout, view, use_reentrant=False)
             else:
-                x = layer(x, tables[index], layout, view)
-        return self.model.norm(x)
+                x, routing = layer(x, tables[index], layout, view)
+            if routing is not None:
+                routings.append(routing)
+        return self.model.norm(x), routings
 
     @property
     def max_positions(self) -> int:
@@ -169,3 +192,11 @@ class CausalLM(nn.Module):
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
         """`[T, V]`: the naive form, for tests and small inputs."""
         return self.output_head().logits(self(input_ids, position_ids, layout)[0])
+
+
+def _stacked(routings: list[Routing]) -> dict[str, torch.Tensor]:
+    """The layers' sums by name, each `[M, S, E]`."""
+    if not routings:
+        return {}
+    counts, probs = zip(*routings, strict=True)
+    return {EXPERT_COUNTS: torch.stack(counts), ROUTER_PROBS: torch.stack(probs)}

@@ -15,6 +15,7 @@ from torch import nn
 from chatwright.errors import ModelError
 from chatwright.models.config import DecoderConfig
 from chatwright.models.families import config_from_hf, config_to_hf
+from chatwright.models.initialization import initialize
 from chatwright.models.transformer import CausalLM
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -149,17 +150,13 @@ def _check_complete(
 
 
 def init_model(config: DecoderConfig, seed: int, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """A fresh model: weights normal(0, initializer_range), biases 0, norms 1 (Hugging Face's `_init_weights`)."""
+    """A fresh model whose weights are drawn as `config.initialization` says, one after the other from one seed."""
     with torch.device("meta"):
         model = CausalLM(config)
     model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, config.initializer_range, generator=generator)
-            else:
-                parameter.fill_(1.0 if name.endswith("norm.weight") and not config.norm_plus_one else 0.0)
+        initialize(name, parameter, config, generator)
     return model.to(dtype)
 
 

@@ -106,7 +106,7 @@ def _log_prob_law(
     worst, where = 0.0, ""
     for number, place in wanted:
         if (number, place) in teacher.seen:
-            token = torch.tensor([examples[number][place]], device=model.model.norm.weight.device)
+            token = torch.tensor([examples[number][place]], device=model.model.embed_tokens.weight.device)
             served = float(chosen_log_probs(teacher.seen[number, place][None], token))
             error = abs(served - trained[number, place])
             if not error <= worst:
