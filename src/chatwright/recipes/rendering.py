@@ -138,7 +138,7 @@ def contamination_check(settings: RunSettings) -> ContaminationCheck | None:
 
 def data_fingerprint(settings: RunSettings, template: Template) -> str | None:
     """What the token cache is keyed by; None where the data can't be fingerprinted without reading it all."""
-    data, heldout = (_fingerprints(entries) for entries in (settings.data, settings.heldout.data))
+    data, heldout = (fingerprints(entries) for entries in (settings.data, settings.heldout.data))
     if data is None or heldout is None:
         return None
     return cache_key(
@@ -162,7 +162,7 @@ def _overflow_identity(overflow: Overflow) -> str:
     return "error or drop" if overflow in (Overflow.ERROR, Overflow.DROP) else str(overflow)
 
 
-def _fingerprints(entries: Sequence[DataSettings]) -> list[Any] | None:
+def fingerprints(entries: Sequence[DataSettings]) -> list[Any] | None:
     """What decides the rows of entries; None where one can't be fingerprinted."""
     found = [
         [entry.model_dump(mode="json", exclude={"epochs", "weight"}), code_of(entry), _entry_fingerprint(entry)]
