@@ -141,7 +141,7 @@ def test_a_loss_with_other_targets(tmp_path: Path, monkeypatch: Patch) -> None:
 def test_a_resume_that_loses_the_moments(tmp_path: Path, monkeypatch: Patch) -> None:
     def mutant(self: MasterOptimizer, state: dict[str, torch.Tensor]) -> None:
         self.step_count = int(state["step"])
-        self.update.set_step(self.step_count)
+        self.update.set_step(self.step_count, {})
 
     monkeypatch.setattr(MasterOptimizer, "load_state_dict", mutant)
     assert broken(tmp_path, ["resume"]) == {"resume"}

@@ -1,4 +1,4 @@
-"""AdamW on float32 masters: gradients in one flat buffer, divided once, clipped, applied, copied to compute weights.
+"""Updates of float32 masters: gradients in one flat buffer, divided once, clipped, applied, copied to compute weights.
 
 The masters are the model: a checkpoint's `model.safetensors` is `master_state()`, and the low-precision
 parameters that compute are derived from it after every step. Parameters that are float32 (or float64)
@@ -19,6 +19,10 @@ from chatwright.optim.loss_scale import LossScale
 from chatwright.optim.param_groups import ParamGroup, build_groups
 from chatwright.optim.settings import OptimizerSettings
 from chatwright.optim.updates import UPDATES
+from chatwright.optim.warm_start import WarmStart, take_over
+from chatwright.runtime import Runtime
+
+_BEGAN = "began."
 
 
 class MasterOptimizer:
@@ -32,10 +36,13 @@ class MasterOptimizer:
         settings: rates, decay, clipping, rules.
         masters: full-precision values of low-precision parameters, taken over without a copy; by default the
             parameters' own values.
+        width: the model's hidden size, where `settings.reference_width` asks for it.
+        runtime: the ranks, among which Muon shares its work; by default this process is alone.
 
     Attributes:
         groups: the parameter groups. gradients: the flat buffer.
-        step_count: updates made so far. skipped_last_step: float16 only: the last gradient overflowed.
+        step_count: updates made so far, those of the parent included after a warm start.
+        skipped_last_step: float16 only: the last gradient overflowed.
 
     Raises:
         ConfigError: nothing is trainable, or a rule matches nothing.
@@ -46,9 +53,12 @@ class MasterOptimizer:
         named_params: Iterable[tuple[str, nn.Parameter]],
         settings: OptimizerSettings,
         masters: Mapping[str, torch.Tensor] | None = None,
+        *,
+        width: int | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.settings = settings
-        self.groups: list[ParamGroup] = build_groups(named_params, settings)
+        self.groups: list[ParamGroup] = build_groups(named_params, settings, width)
         self.parameters = {
             name: parameter
             for group in self.groups
@@ -62,9 +72,11 @@ class MasterOptimizer:
             master = parameter if own else parameter.detach().to(self.gradients.dtype) if given is None else given
             master.grad = view
             self.masters[name] = master
-        self.update = UPDATES[settings.name](self.groups, self.masters, settings)
+        alone = Runtime(self.gradients.flat.device)
+        self.update = UPDATES[settings.name](self.groups, self.masters, settings, runtime or alone)
         self.scaler = LossScale(any(p.dtype == torch.float16 for p in self.parameters.values()))
         self.step_count = 0
+        self.began: dict[str, int] = {}  # parameters whose moments began later than the count of steps
         self.skipped_last_step = False
 
     @property
@@ -74,8 +86,8 @@ class MasterOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate before schedule and rules."""
-        return self.settings.learning_rate
+        """The learning rate before schedule, rules and width."""
+        return self.settings.learning_rate * self.settings.rate_factor
 
     @property
     def loss_scale(self) -> float:
@@ -136,8 +148,9 @@ class MasterOptimizer:
         self._copy_to_compute()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Moments by parameter name (`exp_avg.<name>`, `exp_avg_sq.<name>`), `step`, and float16's loss scale."""
+        """Moments by parameter name (`exp_avg.<name>`, `momentum.<name>` …), `step`, and float16's loss scale."""
         state = {"step": torch.tensor(self.step_count, dtype=torch.int64), **self.update.tensors()}
+        state |= {_BEGAN + name: torch.tensor(step, dtype=torch.int64) for name, step in self.began.items()}
         if self.scaler.enabled:
             state["loss_scale"] = torch.tensor([self.scaler.scale, self.scaler.good_steps], dtype=torch.float64)
         return state
@@ -150,7 +163,9 @@ class MasterOptimizer:
             CheckpointError: an entry is missing, has another shape, or belongs to no trainable parameter.
         """
         expected = self.update.tensors()
-        unknown = sorted(set(state) - set(expected) - {"step", "loss_scale"})
+        began = {name.removeprefix(_BEGAN): int(step) for name, step in state.items() if name.startswith(_BEGAN)}
+        given = {name for name in state if not name.startswith(_BEGAN)}
+        unknown = sorted(given - set(expected) - {"step", "loss_scale"})
         if unknown:
             raise CheckpointError(
                 f"the optimizer state holds {unknown[0]!r}, which is not trained here ({len(unknown)} such)",
@@ -159,8 +174,23 @@ class MasterOptimizer:
         if "step" not in state:
             raise CheckpointError("the optimizer state has no 'step'", hint="resume from another checkpoint")
         _copy_all(expected, state, "optimizer state ")
-        self.step_count = int(state["step"])
-        self.update.set_step(self.step_count)
+        self._count_from(state, began)
+
+    @torch.no_grad()
+    def warm_start(self, state: Mapping[str, torch.Tensor]) -> WarmStart:
+        """Begin with what another run's `state_dict` holds for the same parameters (see `optim.warm_start`).
+
+        Raises:
+            CheckpointError: it holds nothing for any parameter here.
+        """
+        found = take_over(self.update.tensors(), state)
+        before = {name: int(state[_BEGAN + name]) for name in found.taken if _BEGAN + name in state}
+        self._count_from(state, before | dict.fromkeys(found.late, found.step))
+        return found
+
+    def _count_from(self, state: Mapping[str, torch.Tensor], began: dict[str, int]) -> None:
+        self.step_count, self.began = int(state["step"]), began
+        self.update.set_step(self.step_count, began)
         if self.scaler.enabled and "loss_scale" in state:
             scale, good_steps = state["loss_scale"].tolist()
             self.scaler.scale, self.scaler.good_steps = scale, int(good_steps)

@@ -1,4 +1,4 @@
-"""The update rules behind `MasterOptimizer`: torch's fused AdamW, and bitsandbytes' AdamW with 8-bit moments."""
+"""The update rules behind `MasterOptimizer`: torch's fused AdamW, bitsandbytes' in 8 bits, Muon beside AdamW."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 
 from chatwright.errors import UserError
 from chatwright.optim.flat_gradients import FlatGradients
-from chatwright.optim.param_groups import ParamGroup
-from chatwright.optim.settings import OptimizerSettings
+from chatwright.optim.muon import Muon
+from chatwright.optim.param_groups import MUON, ParamGroup
+from chatwright.optim.settings import MuonSettings, OptimizerSettings
+from chatwright.runtime import Runtime
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 DIVIDING_DEVICES = ("cpu", "cuda")
@@ -26,15 +28,19 @@ class Update(Protocol):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state's tensors by `<kind>.<parameter name>`, live (copying into them changes the state)."""
 
-    def set_step(self, step: int) -> None:
-        """Continue as after `step` updates."""
+    def set_step(self, step: int, began: Mapping[str, int]) -> None:
+        """Continue as after `step` updates; `began`: name → the step at which that parameter's moments began."""
 
 
 class AdamWUpdate:
     """`torch.optim.AdamW(fused=True)`; the fused kernel also divides the gradient, which saves a pass over it."""
 
     def __init__(
-        self, groups: Sequence[ParamGroup], masters: Mapping[str, torch.Tensor], settings: OptimizerSettings
+        self,
+        groups: Sequence[ParamGroup],
+        masters: Mapping[str, torch.Tensor],
+        settings: OptimizerSettings,
+        runtime: Runtime,
     ) -> None:
         self.groups, self.masters = tuple(groups), dict(masters)
         device = next(iter(self.masters.values())).device
@@ -75,10 +81,10 @@ class AdamWUpdate:
             f"{kind}.{name}": state[m][kind] for kind in ("exp_avg", "exp_avg_sq") for name, m in self.masters.items()
         }
 
-    def set_step(self, step: int) -> None:
-        """Continue as after `step` updates."""
-        for state in self.optimizer.state.values():
-            state["step"].fill_(step)
+    def set_step(self, step: int, began: Mapping[str, int]) -> None:
+        """Continue as after `step` updates (see `Update`)."""
+        for name, master in self.masters.items():
+            self.optimizer.state[master]["step"].fill_(step - began.get(name, 0))
 
 
 class AdamW8bitUpdate:
@@ -95,7 +101,11 @@ class AdamW8bitUpdate:
     }
 
     def __init__(
-        self, groups: Sequence[ParamGroup], masters: Mapping[str, torch.Tensor], settings: OptimizerSettings
+        self,
+        groups: Sequence[ParamGroup],
+        masters: Mapping[str, torch.Tensor],
+        settings: OptimizerSettings,
+        runtime: Runtime,
     ) -> None:
         self.groups, self.masters = tuple(groups), dict(masters)
         if any(master.dtype != torch.float32 for master in self.masters.values()):
@@ -123,13 +133,50 @@ class AdamW8bitUpdate:
                     found[f"{kind}.{name}"] = self.optimizer.state[master][key]
         return found
 
-    def set_step(self, step: int) -> None:
-        """Continue as after `step` updates."""
-        for state in self.optimizer.state.values():
-            state["step"] = step
+    def set_step(self, step: int, began: Mapping[str, int]) -> None:
+        """Continue as after `step` updates (see `Update`)."""
+        for name, master in self.masters.items():
+            self.optimizer.state[master]["step"] = step - began.get(name, 0)
 
 
-UPDATES: dict[str, type[AdamWUpdate] | type[AdamW8bitUpdate]] = {"adamw": AdamWUpdate, "adamw8bit": AdamW8bitUpdate}
+class MuonUpdate:
+    """Muon for its groups, fused AdamW for the rest."""
+
+    def __init__(
+        self,
+        groups: Sequence[ParamGroup],
+        masters: Mapping[str, torch.Tensor],
+        settings: OptimizerSettings,
+        runtime: Runtime,
+    ) -> None:
+        hidden = [group for group in groups if group.optimizer == MUON]
+        rest = [group for group in groups if group.optimizer != MUON]
+        own = {name: masters[name] for group in rest for name in group.names}
+        self.muon = Muon(hidden, masters, settings.muon or MuonSettings(), runtime)
+        self.adamw = AdamWUpdate(rest, own, settings, runtime) if rest else None
+
+    def apply(self, gradients: FlatGradients, lr_multiplier: float, divisor: float) -> None:
+        """Update every master with its gradient ÷ `divisor`; Muon first, since AdamW may divide the whole buffer."""
+        self.muon.apply(gradients, lr_multiplier, divisor)
+        if self.adamw is not None:
+            self.adamw.apply(gradients, lr_multiplier, divisor)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """`momentum.<name>` of Muon's, `exp_avg.<name>` and `exp_avg_sq.<name>` of the rest."""
+        return {**self.muon.tensors(), **(self.adamw.tensors() if self.adamw is not None else {})}
+
+    def set_step(self, step: int, began: Mapping[str, int]) -> None:
+        """Continue as after `step` updates (see `Update`); Muon's momentum needs no correction."""
+        self.muon.step = step
+        if self.adamw is not None:
+            self.adamw.set_step(step, began)
+
+
+UPDATES: dict[str, type[AdamWUpdate] | type[AdamW8bitUpdate] | type[MuonUpdate]] = {
+    "adamw": AdamWUpdate,
+    "adamw8bit": AdamW8bitUpdate,
+    "muon": MuonUpdate,
+}
 
 
 def _torch_groups(groups: Sequence[ParamGroup], masters: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:

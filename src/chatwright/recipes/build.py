@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.console import warn
 from chatwright.errors import UserError
-from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.recipes.evaluation import plan_evaluations
 from chatwright.recipes.model import ModelSetup
+from chatwright.recipes.optimizing import build_optimizer, warm_start
 from chatwright.recipes.planning import learning_rate_multipliers
 from chatwright.recipes.resuming import restore
 from chatwright.recipes.run_settings import RunSettings
@@ -57,13 +54,6 @@ class RunTrainer:
                 warn(f"report.md was not written: {error}")
 
 
-def build_optimizer(settings: RunSettings, model: nn.Module, dtype: torch.dtype) -> MasterOptimizer:
-    """Cast the model to its compute dtype; the optimizer keeps the trainable parameters at full precision."""
-    exact = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    model.to(dtype)
-    return MasterOptimizer(model.named_parameters(), settings.optimizer, masters=exact)
-
-
 def build_trainer(
     settings: RunSettings,
     data: TrainingData,
@@ -88,10 +78,12 @@ def build_trainer(
     """
     objective = objective or stage_of(settings).build_objective(settings, data, model, runtime)
     evaluations = plan_evaluations(settings, data, model.model, objective, runtime)  # what it lacks begins no run
-    run = RunFolder.create(settings.out, dump_yaml(settings), resume=resume, ranks=runtime)
     dtype = compute_dtype(settings.train.dtype, runtime.device)
-    optimizer = build_optimizer(settings, model.model, dtype)
-    checkpoint = latest_checkpoint(run.path, verify="full") if resume else None
+    optimizer = build_optimizer(settings, model.model, dtype, runtime)
+    checkpoint = latest_checkpoint(Path(settings.out), verify="full") if resume else None
+    if checkpoint is None:
+        warm_start(optimizer, settings, data.text.resolved, runtime)
+    run = RunFolder.create(settings.out, dump_yaml(settings), resume=resume, ranks=runtime)
     start = Progress()
     if checkpoint is not None:
         start = restore(checkpoint, optimizer, settings, data, runtime)

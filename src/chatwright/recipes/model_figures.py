@@ -105,12 +105,14 @@ def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trai
     per_token_layer = 6 * d + 2 * config.num_heads * config.head_dim + 2 * config.num_kv_heads * config.head_dim + 3 * f
     kept_layers = 1 if settings.train.activation_checkpointing else config.num_layers
     activations = tokens * width * (per_token_layer * kept_layers + d * config.num_layers)
+    outside = config.vocab_size * d * (1 if config.tied else 2)  # of the layers: AdamW's
+    muons = max(0, trainable - outside) if settings.optimizer.name == "muon" else 0
     moments = 2 if settings.optimizer.name == "adamw8bit" else 8
     estimate = {
         "weights": _weight_bytes(settings, config, width),
         "masters": trainable * 4 if low else 0,
         "gradients": trainable * 4,
-        "optimizer": trainable * moments,
+        "optimizer": trainable * moments - 4 * muons,  # Muon keeps one average
         "activations": activations,
         "loss": (CPU_CHUNK_BYTES if kind == "cpu" else ACCELERATOR_CHUNK_BYTES)
         + (config.vocab_size * d * 4 if settings.adapter is None else 0),

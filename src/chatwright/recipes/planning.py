@@ -67,7 +67,8 @@ def learning_rate_multipliers(settings: RunSettings, data: TrainingData) -> list
 
 def shown_learning_rates(settings: RunSettings, data: TrainingData) -> list[float]:
     """The learning rates of up to 60 evenly spaced steps."""
-    rates = np.array(learning_rate_multipliers(settings, data)) * settings.optimizer.learning_rate
+    peak = settings.optimizer.learning_rate * settings.optimizer.rate_factor
+    rates = np.array(learning_rate_multipliers(settings, data)) * peak
     shown = np.unique(np.linspace(0, len(rates) - 1, min(60, len(rates))).astype(int))
     return [float(rates[index]) for index in shown]
 
