@@ -77,11 +77,12 @@ def train(
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint.")] = False,
     drop_contaminated: DropContaminated = False,
+    until: Annotated[str | None, typer.Option("--until", help="Of a chain: the last stage to run.")] = None,
 ) -> None:
-    """Train by a recipe; Ctrl-C saves and says how to go on."""
-    from chatwright.cli.train import run_train
+    """Train by a recipe, or by a chain of stages; Ctrl-C saves and says how to go on."""
+    from chatwright.cli.chain import run_train_command
 
-    run_train(recipe, _without_contaminated(set_, drop_contaminated), resume)
+    run_train_command(recipe, _without_contaminated(set_, drop_contaminated), resume, until)
 
 
 @app.command()
