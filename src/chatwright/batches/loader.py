@@ -7,15 +7,15 @@ micro-batches and knows the whole step's sums without asking the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from chatwright.batches.collate import collate
+from chatwright.batches.collate import Collate, collate
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.batches.token_store import TokenStore
 from chatwright.packing.pack_plan import PackPlan
@@ -37,6 +37,9 @@ class StepBatches:
         num_tokens: tokens of the step on all ranks, padding not counted.
         num_examples: examples of the step on all ranks.
         keys: their names, in the plan's order.
+        left_out: the part of `weight` whose tokens are in no pack, since their gradient is known to be zero.
+        metrics: name → (sum, weight), what is known of the step before it is trained, over all ranks.
+        seconds: how long the training waited for it.
     """
 
     step: int
@@ -47,6 +50,9 @@ class StepBatches:
     num_tokens: int
     num_examples: int
     keys: tuple[ExampleKey, ...]
+    left_out: float = 0.0
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 FAST_MULTIPLE = 32
@@ -61,6 +67,7 @@ def step_batches(
     world_size: int = 1,
     pad_to: int | None = None,
     pad_multiple: int = 1,
+    collate_with: Collate = collate,
 ) -> StepBatches:
     """Make a rank's batches of one step on the CPU.
 
@@ -72,6 +79,7 @@ def step_batches(
         rank: 0 … W − 1. world_size: W.
         pad_to: tokens every pack is filled up to, or None.
         pad_multiple: without `pad_to`, every pack is filled up to a multiple of this.
+        collate_with: makes the batches.
     """
 
     def padded(members: np.ndarray) -> int:
@@ -87,7 +95,7 @@ def step_batches(
     return StepBatches(
         step=step,
         epoch=int(plan.epoch_of_pack[plan.step_starts[step]]),
-        packs=[collate(store, members, pad_to=pad_to or padded(members)) for members in mine],
+        packs=[collate_with(store, members, pad_to=pad_to or padded(members)) for members in mine],
         weight=float(store.weight_sums[examples].sum()),
         supervised_tokens=int(store.supervised_counts[examples].sum()),
         num_tokens=int((store.offsets[examples + 1] - store.offsets[examples]).sum()),
@@ -108,6 +116,7 @@ class StepLoader:
         prefetch: steps made ahead by one background thread; 0 makes each when it is asked for.
         pad_to: tokens every pack is filled up to, or None.
         pad_multiple: without `pad_to`, every pack is filled up to a multiple of this.
+        collate_with: makes the batches.
 
     Raises:
         ValueError: when the plan was made for another store, or rank, prefetch or start_step make no sense.
@@ -124,6 +133,7 @@ class StepLoader:
         prefetch: int = 2,
         pad_to: int | None = None,
         pad_multiple: int = 1,
+        collate_with: Collate = collate,
     ) -> None:
         if plan.num_examples != len(store):
             raise ValueError(f"a plan for {plan.num_examples} examples, but a store of {len(store)}")
@@ -137,7 +147,7 @@ class StepLoader:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.start_step, self.prefetch = start_step, prefetch
-        self.pad_to, self.pad_multiple = pad_to, pad_multiple
+        self.pad_to, self.pad_multiple, self.collate_with = pad_to, pad_multiple, collate_with
 
     def __len__(self) -> int:
         """Steps from `start_step` to the end."""
@@ -150,7 +160,8 @@ class StepLoader:
             yield on_device(batches, self.device)
 
     def _make(self, step: int) -> StepBatches:
-        batches = step_batches(self.store, self.plan, step, self.rank, self.world_size, self.pad_to, self.pad_multiple)
+        filled = (self.pad_to, self.pad_multiple, self.collate_with)
+        batches = step_batches(self.store, self.plan, step, self.rank, self.world_size, *filled)
         return pinned_for(batches, self.device)
 
 
@@ -187,9 +198,12 @@ def pinned_for(batches: StepBatches, device: torch.device) -> StepBatches:
 def _pinned(batch: PackedBatch) -> PackedBatch:
     """The batch in page-locked memory, from where copies to the GPU don't wait."""
     tensors: dict[str, Any] = {
-        field.name: getattr(batch, field.name).pin_memory()
-        for field in fields(batch)
-        if isinstance(getattr(batch, field.name), torch.Tensor)
+        each.name: getattr(batch, each.name).pin_memory()
+        for each in fields(batch)
+        if isinstance(getattr(batch, each.name), torch.Tensor)
     }
-    cu = batch.layout.cu_q.pin_memory()
-    return replace(batch, layout=replace(batch.layout, cu_q=cu, cu_k=cu), **tensors)
+    layout = batch.layout
+    cu_q = layout.cu_q.pin_memory()
+    cu_k = cu_q if layout.cu_k is layout.cu_q else layout.cu_k.pin_memory()
+    gather = None if layout.kv_gather is None else layout.kv_gather.pin_memory()
+    return replace(batch, layout=replace(layout, cu_q=cu_q, cu_k=cu_k, kv_gather=gather), **tensors)

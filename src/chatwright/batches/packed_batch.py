@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class PackedBatch:
         segment_of_target: int64 `[N]`, the segment of each supervised token.
         keys: the S segments' examples; None marks padding.
         num_padding: tokens of the padding segment, 0 when there is none.
+        per_token: name → `[N]`, what an objective needs to know of each supervised token, such as its advantage.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +40,7 @@ class PackedBatch:
     segment_of_target: torch.Tensor
     keys: tuple[ExampleKey | None, ...]
     num_padding: int = 0
+    per_token: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def labels(self) -> torch.Tensor:
         """int64 `[T]` unshifted labels with −100 where nothing is trained, for foreign loss functions."""
@@ -50,10 +53,11 @@ class PackedBatch:
         if self.input_ids.device == torch.device(device):
             return self
         moved: dict[str, Any] = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), torch.Tensor)
+            each.name: getattr(self, each.name).to(device, non_blocking=True)
+            for each in fields(self)
+            if isinstance(getattr(self, each.name), torch.Tensor)
         }
+        moved["per_token"] = {name: each.to(device, non_blocking=True) for name, each in self.per_token.items()}
         cu_q = self.layout.cu_q.to(device, non_blocking=True)
         same = self.layout.cu_k is self.layout.cu_q
         cu_k = cu_q if same else self.layout.cu_k.to(device, non_blocking=True)

@@ -47,6 +47,19 @@ def make_engine(model: CausalLM | ForeignLM, template: Template, **limits: int) 
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """What the engine was given and made at one go; a reply with JSON calls takes several.
+
+    Args:
+        prompt: ids. ids: what follows. logprobs: of each of those, None where it was forced.
+    """
+
+    prompt: Sequence[int]
+    ids: Sequence[int]
+    logprobs: Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class ChatReply:
     """A finished reply.
 
@@ -54,17 +67,19 @@ class ChatReply:
         message: all its parts, tool results included.
         finish_reason: `stop`, `length` (out of tokens), or `tool_calls` (ends in calls that were not run).
         prompt_tokens: of the first prompt. reply_tokens: drawn and forced, over all turns of the reply.
+        rounds: the engine's own ids of all of it.
     """
 
     message: Message
     finish_reason: FinishReason
     prompt_tokens: int
     reply_tokens: int
+    rounds: tuple[Round, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A reply being made: `parts` of its finished rounds, `prompt` and `ids` of the round at work.
+    """A reply being made: `parts` of its finished `rounds`; `prompt`, `ids`, `logprobs` of the round at work.
 
     `number` is its place among the conversations, `copy` its place among equal ones.
     """
@@ -76,6 +91,8 @@ class _Turn:
     prompt: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     calls_run: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
@@ -95,7 +112,7 @@ class _Turn:
     def reply(self) -> ChatReply:
         assert self.finish_reason is not None
         message = Message("assistant", tuple(self.parts))
-        return ChatReply(message, self.finish_reason, self.prompt_tokens, self.reply_tokens)
+        return ChatReply(message, self.finish_reason, self.prompt_tokens, self.reply_tokens, tuple(self.rounds))
 
 
 class Responder:
@@ -194,6 +211,7 @@ class Responder:
                     for token in batch.step():
                         turn = at_work[token.row]
                         turn.ids.append(token.token_id)
+                        turn.logprobs.append(token.logprob)
                         if token.stop_reason is not None:
                             del at_work[token.row]
                             self._close_round(turn, token.stop_reason)
@@ -223,7 +241,8 @@ class Responder:
         met_stop_text = kept != parts
         turn.parts += kept
         turn.reply_tokens += len(turn.ids)
-        turn.ids = []
+        turn.rounds.append(Round(turn.prompt, turn.ids, turn.logprobs))
+        turn.ids, turn.logprobs = [], []
         calls = [part for part in kept if part.kind == "tool_call"] if self.template.grammar is None else []
         if met_stop_text:
             turn.finish_reason = "stop"

@@ -186,7 +186,9 @@ class ProgressHook(Hook):
         self.supervised += record.supervised_tokens
         self.seconds += record.seconds
         rate = self.supervised / max(self.seconds, 1e-9)
-        note = f"loss {record.loss:.3f} · {rate:,.0f} supervised tokens/s"
+        reward = record.metrics.get("reward")  # of reinforcement, whose loss says nothing
+        told = f"loss {record.loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        note = f"{told} · {rate:,.0f} supervised tokens/s"
         self.line.update(record.step, note + self.evaluated)
 
     def on_evaluation_start(self, step: int) -> None:

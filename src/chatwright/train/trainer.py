@@ -123,7 +123,8 @@ class Trainer:
         self.module = prepare_module(model, objective, settings, runtime)
         share_tensors(optimizer.master_state().values(), runtime)
         # A user's own objective may weigh as it likes; ours must train exactly what the plan counted.
-        self.weighs_as_planned = objective in OBJECTIVES.values()
+        ours = any(objective is each for each in OBJECTIVES.values())
+        self.weighs_as_planned = ours or bool(getattr(objective, "weighs_as_planned", False))
         self.stop_requested = False
         self.steps_done = 0
         self.evaluation: Evaluation | None = None
@@ -190,15 +191,15 @@ class Trainer:
         sums = accumulate_step(
             self.module, step, self.runtime, seed=self.settings.seed, scale=self.optimizer.loss_scale
         )
-        planned = not self.weighs_as_planned or math.isclose(sums.weight, step.weight, rel_tol=1e-6)
-        assert planned, f"trained weight {sums.weight} differs from the plan's {step.weight}"
-        if not sums.weight > 0:
+        weight = sums.weight + step.left_out
+        planned = not self.weighs_as_planned or math.isclose(weight, step.weight, rel_tol=1e-6)
+        assert planned, f"trained weight {weight} differs from the plan's {step.weight}"
+        if not weight > 0:
             raise TrainingError(
-                f"the objective gave step {step.step + 1} the weight {sums.weight}: there is nothing to divide by",
+                f"the objective gave step {step.step + 1} the weight {weight}: there is nothing to divide by",
                 hint="return the sum of the weights in LossSum.weight",
             )
-        self.runtime.all_reduce(self.optimizer.flat_gradient)
-        norm = self.optimizer.step(lr_multiplier=multiplier, divide_by=sums.weight)
+        norm = self._update(multiplier, weight) if sums.weight else 0.0  # a gradient of zero moves nothing
         if not math.isfinite(norm) and (not self.optimizer.skipped_last_step or self.optimizer.scaler.exhausted):
             raise TrainingError(
                 f"the gradient of step {step.step + 1} is not finite although its loss is",
@@ -206,19 +207,24 @@ class Trainer:
             )
         record = StepRecord(
             step=step.step + 1,
-            loss=sums.loss / sums.weight,
+            loss=sums.loss / weight,
             learning_rate=self.optimizer.learning_rate * multiplier,
             grad_norm=norm,
             tokens=step.num_tokens,
             supervised_tokens=step.supervised_tokens,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - began + step.seconds,
             examples=sums.examples,
-            metrics={name: total / max(weight, 1e-12) for name, (total, weight) in sums.metrics.items()},
+            metrics={name: total / max(of, 1e-12) for name, (total, of) in {**step.metrics, **sums.metrics}.items()},
             lr_multiplier=multiplier,
         )
         for hook in self.hooks:
             hook.on_step(record)
         return record
+
+    def _update(self, multiplier: float, weight: float) -> float:
+        """Sum the gradient over ranks, divide it by the step's weight, move; the gradient's norm."""
+        self.runtime.all_reduce(self.optimizer.flat_gradient)
+        return self.optimizer.step(lr_multiplier=multiplier, divide_by=weight)
 
     def _evaluate(self, progress: Progress) -> Progress:
         """Measure where the plan says so; what it says of the best."""
