@@ -282,3 +282,29 @@ def test_what_minimind_has_no_model_for_is_refused(tmp_path: Path, changes: dict
     with pytest.raises(ModelError, match=message):
         export_minimind(resolved, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+EXPERTS_2025 = {"model_type": "minimind", "use_moe": True, "n_routed_experts": 4, "n_shared_experts": 1}
+EXPERTS_2026 = {
+    "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 64, "head_dim": 8,
+    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "rms_norm_eps": 1e-6,
+    "router_aux_loss_coef": 5e-4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experts", "layout"), [(EXPERTS_2025, "minimind"), (EXPERTS_2025, "minimind-notebook"), (EXPERTS_2026, "minimind")]
+)
+def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, experts: dict[str, Any], layout: Any) -> None:
+    """The file's name says `_moe`; nothing is said beside it but what the weights can't tell."""
+    resolved = resolve_model(checkpoint(tmp_path, "sft", **experts))
+    report = export_minimind(resolved, tmp_path / "out", layout=layout, dtype="float32")
+    path = tmp_path / "out/full_sft_32_moe.pth"
+    back = resolve_model(path)
+    assert distance(our_logits(back), our_logits(resolved)) < 1e-6
+    ours, theirs = read_config(resolved.folder), read_config(back.folder)
+    same = ("num_experts_per_tok", "n_routed_experts", "n_shared_experts", "num_experts", "moe_intermediate_size")
+    assert {key: ours.get(key) for key in same} == {key: theirs.get(key) for key in same}
+    assert "use_moe=True" in report.lines()[-1]
+    expert = "layers.0.feed_forward.experts.3.w1" if layout == "minimind-notebook" else "mlp.experts.3.gate_proj"
+    assert any(expert in name for name in torch.load(path, weights_only=True))

@@ -30,7 +30,7 @@ MinimindLayout = Literal["minimind", "minimind-notebook"]
 PREFIXES = {"pretrain": "pretrain", "mid": "mid", "sft": "full_sft", "dpo": "dpo", "reward": "reward", "rl": "grpo"}
 """What MiniMind calls the files of a stage."""
 
-_FAMILIES = ("llama", "qwen3")
+_FAMILIES = ("llama", "qwen3", "minimind_moe", "qwen3_moe")
 _VOCABULARY = 6_400
 _HEADS = 8
 
@@ -110,6 +110,7 @@ def _refuse(config: DecoderConfig, layout: str, place: str) -> None:
         f"the activation {config.activation.value}": config.activation is not Activation.SILU,
         "an output head of its own": not config.tied,
         "norms over q and k": layout == "minimind-notebook" and config.qk_norm,
+        "experts in some layers only": config.moe is not None and len(config.moe.layers) != config.num_layers,
     }
     found = [name for name, has in problems.items() if has]
     if found:
@@ -153,11 +154,13 @@ def _renamed(tensors: Mapping[str, torch.Tensor], config: DecoderConfig, layout:
 
 
 def _beside(config: DecoderConfig) -> dict[str, Any]:
+    experts = {"num_experts_per_tok": config.moe.experts_per_token} if config.moe else {}
     return {
         "num_attention_heads": config.num_heads,
         "rope_theta": config.ropes[0].theta,
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
+        **experts,
     }
 
 
@@ -173,10 +176,26 @@ def constructor(config: DecoderConfig, layout: str) -> str:
         "rms_norm_eps": ("norm_eps", config.norm_eps, 1e-6 if normed else 1e-5),
         "rope_theta": ("rope_theta", config.ropes[0].theta, 1e6),
     }
+    theirs |= _expert_options(config)
     notebook = layout == "minimind-notebook"
     hidden, layers = ("dim", "n_layers") if notebook else ("hidden_size", "num_hidden_layers")
     given = [f"{hidden}={config.hidden_size}", f"{layers}={config.num_layers}"]
     given += [
         f"{older if notebook else name}={value}" for name, (older, value, usual) in theirs.items() if value != usual
     ]
+    given += ["use_moe=True"] if config.moe else []
     return f"{'LMConfig' if notebook else 'MiniMindConfig'}({', '.join(given)})"
+
+
+def _expert_options(config: DecoderConfig) -> dict[str, tuple[str, Any, Any]]:
+    """(older name, value, what its code has anyway) of the options that a mixture of experts has."""
+    moe = config.moe
+    if moe is None:
+        return {}
+    if config.family == "qwen3_moe":
+        options = {"num_experts": (moe.num_experts, 4), "num_experts_per_tok": (moe.experts_per_token, 1)}
+        options["moe_intermediate_size"] = (moe.intermediate_size, config.intermediate_size)
+    else:
+        options = {"n_routed_experts": (moe.num_experts, 4), "num_experts_per_tok": (moe.experts_per_token, 2)}
+        options["n_shared_experts"] = (moe.num_shared, 1)
+    return {name: (name, value, usual) for name, (value, usual) in options.items()}

@@ -1,7 +1,8 @@
 """The configuration of a MiniMind model from its weights: what their shapes tell, and what their generation had.
 
 Sources (jingyaogong/minimind): model/LMConfig.py of 2024 (16 heads, 8 key/value heads, wavelength 1e4) and of 2025
-(8 and 2, 1e6); model/model_minimind.py of 2025 (8 and 2, epsilon 1e-5) and of 2026 (norms over q and k, epsilon 1e-6).
+(8 and 2, 1e6); model/model_minimind.py of 2025 (8 and 2, epsilon 1e-5; experts: 2 of 4 and shared ones) and of 2026
+(norms over q and k, epsilon 1e-6; experts: 1 of 4, none shared).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _GIVEN = {
     "rope_theta": float,
     "rms_norm_eps": float,
     "max_position_embeddings": int,
+    "num_experts_per_tok": int,
 }
 """What may be said beside a file, since the weights don't tell it."""
 
@@ -50,7 +52,7 @@ def infer_config(weights: Mapping[str, torch.Tensor], said: Mapping[str, Any], p
             hint="give a file that MiniMind's trainer saved, such as out/full_sft_512.pth",
         )
     q_rows, k_rows = (shapes[name][0] for name in needed)
-    config = _generation(shapes, older, q_rows // max(k_rows, 1)) | dict(said)
+    config = {**_generation(shapes, older, q_rows // max(k_rows, 1)), **said}
     heads = config["num_attention_heads"]
     if q_rows % heads or k_rows % (q_rows // heads):
         raise ModelError(
@@ -60,16 +62,21 @@ def infer_config(weights: Mapping[str, torch.Tensor], said: Mapping[str, Any], p
         )
     head_dim = q_rows // heads
     layers = [int(found[1]) for name in shapes if (found := _LAYER.match(name))]
-    inner = shapes.get(f"{first}mlp.gate_proj.weight", (0,))[0]
-    return config | {
-        "vocab_size": embed[0],
-        "hidden_size": embed[1],
-        "num_hidden_layers": max(layers) + 1,
-        "num_key_value_heads": k_rows // head_dim,
-        "head_dim": head_dim,
-        "intermediate_size": inner,
-        "hidden_act": "silu",
-    }
+    expert = shapes.get(f"{first}mlp.experts.0.gate_proj.weight", (0,))
+    inner = shapes.get(f"{first}mlp.gate_proj.weight", expert)[0]
+    return (
+        _experts(shapes, config["model_type"])
+        | config
+        | {
+            "vocab_size": embed[0],
+            "hidden_size": embed[1],
+            "num_hidden_layers": max(layers) + 1,
+            "num_key_value_heads": k_rows // head_dim,
+            "head_dim": head_dim,
+            "intermediate_size": inner,
+            "hidden_act": "silu",
+        }
+    )
 
 
 def _generation(shapes: Mapping[str, tuple[int, ...]], older: bool, queries_per_key: int) -> dict[str, Any]:
@@ -85,6 +92,8 @@ def _generation(shapes: Mapping[str, tuple[int, ...]], older: bool, queries_per_
     if older and queries_per_key == _QUERIES_PER_KEY_2024:
         heads, theta = _HEADS_2024, 1e4
         context = masks[0][-1] if masks else context
+    if "model.layers.0.mlp.gate.weight" in shapes:
+        kind = "qwen3_moe" if norm is not None else "minimind"
     return {
         "model_type": kind,
         "num_attention_heads": heads,
@@ -92,6 +101,24 @@ def _generation(shapes: Mapping[str, tuple[int, ...]], older: bool, queries_per_
         "rms_norm_eps": eps,
         "max_position_embeddings": context,
     }
+
+
+def _experts(shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, Any]:
+    """What a mixture of experts has besides; nothing for a dense model."""
+    layer = "model.layers.0.mlp."
+    router = shapes.get(f"{layer}gate.weight")
+    if router is None:
+        return {}
+    if kind == "qwen3_moe":
+        return {
+            "num_experts": router[0],
+            "num_experts_per_tok": 1,
+            "norm_topk_prob": True,
+            "moe_intermediate_size": shapes.get(f"{layer}experts.0.gate_proj.weight", (0,))[0],
+            "router_aux_loss_coef": 5e-4,
+        }
+    shared = [name for name in shapes if name.startswith(f"{layer}shared_experts.") and "gate_proj" in name]
+    return {"use_moe": True, "n_routed_experts": router[0], "n_shared_experts": len(shared), "aux_loss_alpha": 0.1}
 
 
 def _check_said(said: Mapping[str, Any], place: str) -> None:
