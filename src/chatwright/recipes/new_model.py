@@ -11,18 +11,25 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt
 
 from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
 from chatwright.errors import ConfigError, ModelError
+from chatwright.models.config import DecoderConfig
 from chatwright.models.families import config_to_hf
 from chatwright.models.presets import preset_config
-from chatwright.recipes.template_record import RECORD_NAME
+from chatwright.recipes.template_record import RECORD_NAME, save_template_record
 from chatwright.settings import Settings
+from chatwright.templates.template import TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
+from chatwright.templates.tokenizer_training import TOKENIZER_PRESETS, byte_tokenizer
+
+_BYTES = "bytes:"
 
 
 class NewModelSettings(Settings):
@@ -31,13 +38,16 @@ class NewModelSettings(Settings):
     Args:
         preset: a name of `models.presets.PRESETS`; every other key is an option of it, such as `depth` or `num_layers`.
         tokenizer: a folder with tokenizer.json, or any name of a model whose tokenizer it takes; `$VARIABLE` is
-            replaced.
+            replaced. Or `bytes:PRESET`: that way's control tokens and the 256 bytes, which needs no file.
+        vocab_size: rows of the embedding where they are more than the tokenizer's tokens; with it the run can be
+            planned before there is a tokenizer.
     """
 
     model_config = ConfigDict(extra="allow")
 
     preset: str = Field(min_length=1)
     tokenizer: str = Field(min_length=1)
+    vocab_size: PositiveInt | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,6 +67,8 @@ def tokenizer_folder(name: str) -> Path:
     Raises:
         ModelError: there is neither.
     """
+    if name.startswith(_BYTES):
+        return _byte_tokenizer_folder(name.removeprefix(_BYTES))
     path = Path(os.path.expandvars(name)).expanduser()
     if (path / "tokenizer.json").is_file():
         return path
@@ -75,10 +87,7 @@ def new_model_folder(settings: NewModelSettings, cache: Path | None = None) -> R
     """
     source = tokenizer_folder(settings.tokenizer)
     tokenizer = TextTokenizer.load(source)
-    try:
-        config = config_to_hf(preset_config(settings.preset, tokenizer.vocab_size, settings.options))
-    except ModelError as error:
-        raise ConfigError([f"new_model: {error.message}"]) from None
+    config = config_to_hf(new_config(settings, tokenizer.vocab_size))
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     text = json.dumps({**config, **special}, indent=2, sort_keys=True) + "\n"
     record = (source / RECORD_NAME).read_bytes() if (source / RECORD_NAME).is_file() else b""
@@ -89,19 +98,52 @@ def new_model_folder(settings: NewModelSettings, cache: Path | None = None) -> R
     return ResolvedModel(folder, settings.name, new=True)
 
 
+def new_config(settings: NewModelSettings, tokens: int) -> DecoderConfig:
+    """The preset's shapes for a tokenizer of so many tokens.
+
+    Raises:
+        ConfigError: the preset or an option is unknown or impossible.
+    """
+    rows = settings.vocab_size or tokens
+    if rows < tokens:
+        raise ConfigError([f"new_model.vocab_size: {rows:,} rows are too few for the tokenizer's {tokens:,} tokens"])
+    try:
+        config = preset_config(settings.preset, rows, settings.options)
+    except ModelError as error:
+        raise ConfigError([f"new_model: {error.message}"]) from None
+    return config if rows == tokens else replace(config, tokenizer_vocab_size=tokens)
+
+
+def _byte_tokenizer_folder(preset: str) -> Path:
+    """A tokenizer of bytes in the cache, with the template that speaks its control tokens."""
+    tokenizer = byte_tokenizer(preset)
+    folder = cache_folder() / "tokenizers" / f"bytes-{preset}-{tokenizer.identity[:12]}"
+    if not folder.is_dir():
+        template = TemplateSettings(format=TOKENIZER_PRESETS[preset].format)
+        _into_place(folder, lambda aside: save_template_record(aside, load_template(tokenizer, template)))
+    return folder
+
+
 def _template_text(tokenizer: TextTokenizer) -> bytes:
     return json.dumps(tokenizer.chat_templates, sort_keys=True).encode()
 
 
 def _write(folder: Path, config: str, tokenizer: TextTokenizer, source: Path) -> None:
-    """Write aside and rename; where another process was quicker, its folder holds the same."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
+    def write(aside: Path) -> None:
         tokenizer.save(aside, chat_template=tokenizer.chat_template)
         (aside / "config.json").write_text(config, encoding="utf-8")
         if (source / RECORD_NAME).is_file():
             shutil.copyfile(source / RECORD_NAME, aside / RECORD_NAME)
+
+    _into_place(folder, write)
+
+
+def _into_place(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write aside and rename; where another process was quicker, its folder holds the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        write(aside)
         aside.rename(folder)
     except OSError:
         if not folder.is_dir():

@@ -181,3 +181,28 @@ def _counted(texts: Iterator[str], settings: TokenizerSettings) -> Iterator[str]
         yield part
         if left is not None and left <= 0:
             return
+
+
+def byte_tokenizer(preset: str) -> TextTokenizer:
+    """A tokenizer that merges nothing: control tokens and the 256 bytes, which needs no text to be trained on.
+
+    Its ids are those that training with so small a vocabulary gives (MiniMind's first notebook trains this one).
+
+    Args:
+        preset: a name of `TOKENIZER_PRESETS`.
+
+    Raises:
+        TemplateError: there is no such preset.
+    """
+    if preset not in TOKENIZER_PRESETS:
+        known = ", ".join(TOKENIZER_PRESETS)
+        raise TemplateError(f"no tokenizer is made like {preset!r}", place="tokenizer", hint=f"known: {known}")
+    way = TOKENIZER_PRESETS[preset]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*way.special, *letters] if way.special_first else [*letters, *way.special]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = _words(way.pattern), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in way.special])
+    special = {"bos_token": way.bos, "eos_token": way.eos, "pad_token": way.pad}
+    return TextTokenizer(TokenizerFiles(json.loads(tokenizer.to_str()), special=special))
