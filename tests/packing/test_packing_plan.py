@@ -62,7 +62,7 @@ def test_packs_and_steps_are_never_empty_nor_too_large(lengths, packing, horizon
     assert plan.num_steps <= horizon.get("max_steps", plan.num_steps)
     packs_a_step = np.diff(plan.step_starts)
     assert packs_a_step.min() > 0
-    if packing.by == "tokens":
+    if packing.by != "examples":
         assert (packs_a_step[:-1] == packing.packs_per_step).all() and packs_a_step[-1] <= packing.packs_per_step
     else:
         counts = plan.step_sums(np.ones(len(lengths), dtype=np.int64))
@@ -238,7 +238,7 @@ def test_dropping_the_last_step_by_tokens_takes_packs_of_the_last_epochs():
 @pytest.mark.parametrize("horizon", [{"epochs": 1}, {"max_steps": 9, "epochs": 2}, {"max_steps": 9}])
 def test_dropping_the_only_step_is_an_error(by, horizon):
     packing = PackingSettings(by=by, tokens_per_pack=8, packs_per_step=9, examples_per_step=4, last_step="drop")
-    if by == "tokens" and horizon == {"max_steps": 9}:
+    if by != "examples" and horizon == {"max_steps": 9}:
         assert plan_packs(np.full(3, 8), packing, seed=0, **horizon).num_steps == 9
         return
     with pytest.raises(DataError, match=r"(?s)not one whole step.*last_step: keep"):

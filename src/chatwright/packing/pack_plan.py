@@ -20,11 +20,13 @@ from chatwright.settings import Settings
 class PackingSettings(Settings):
     """How examples are put together into packs (micro-batches) and steps (optimizer updates)."""
 
-    by: Literal["tokens", "examples"] = Field(
-        "tokens", description="tokens: full packs, packs_per_step of them a step; examples: examples_per_step a step"
+    by: Literal["tokens", "examples", "constant_length"] = Field(
+        "tokens",
+        description="tokens: full packs, packs_per_step of them a step; examples: examples_per_step a step; "
+        "constant_length: one stream cut every tokens_per_pack tokens, whose conversations see each other (a baseline)",
     )
     tokens_per_pack: int = Field(2048, gt=0, description="most tokens in one pack, and so in one micro-batch")
-    packs_per_step: int = Field(1, gt=0, description="packs a step over all ranks; used by `tokens`")
+    packs_per_step: int = Field(1, gt=0, description="packs a step over all ranks; not used by `examples`")
     examples_per_step: int = Field(8, gt=0, description="conversations a step over all ranks; used by `examples`")
     window: int = Field(1000, gt=0, description="examples packed together; used by `tokens`")
     last_step: Literal["keep", "drop"] = Field(
@@ -32,6 +34,11 @@ class PackingSettings(Settings):
         description="drop leaves out an incomplete step: the run's last by `tokens`, each epoch's last by `examples`",
     )
     shuffle: bool = Field(True, description="False keeps the order of the data, for comparisons with other systems")
+
+    @property
+    def exact(self) -> bool:
+        """Whether a pack's gradient is the sum of its conversations', none of which sees another."""
+        return self.by != "constant_length"
 
 
 class EpochPacks(NamedTuple):
@@ -118,6 +125,7 @@ class PackPlan:
         unplaced: what is in no pack, with reasons, an entry an epoch (or source) and reason.
         num_examples: how many examples the plan was made for.
         tokens_per_pack: the capacity no pack exceeds.
+        joined: a pack is one segment, in which its members see each other; never exact.
     """
 
     members: np.ndarray
@@ -127,6 +135,7 @@ class PackPlan:
     unplaced: tuple[Unplaced, ...]
     num_examples: int
     tokens_per_pack: int
+    joined: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -209,6 +218,8 @@ class PackPlan:
         for array in (self.members, self.pack_starts, self.step_starts):
             digest.update(len(array).to_bytes(8, "little"))
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        if self.joined:
+            digest.update(b"joined")
         return digest.hexdigest()
 
     def _check_step(self, step: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from chatwright.errors import DataError
 from chatwright.packing.by_examples import PackByExamples
 from chatwright.packing.by_tokens import PackByTokens
+from chatwright.packing.constant_length import PackConstantLength
 from chatwright.packing.mixture import Mixture
 from chatwright.packing.pack_plan import EpochPacks, PackingSettings, PackPlan, PackWaste, Unplaced, count_draws
 
@@ -44,7 +45,11 @@ class Planner(Protocol):
         """
 
 
-PLANNERS: dict[str, Planner] = {"tokens": PackByTokens(), "examples": PackByExamples()}
+PLANNERS: dict[str, Planner] = {
+    "tokens": PackByTokens(),
+    "examples": PackByExamples(),
+    "constant_length": PackConstantLength(),
+}
 
 
 def plan_packs(
@@ -103,7 +108,7 @@ def plan_packs(
     if mixture is not None:
         draws = count_draws((each.members for each in chosen), unplaced, len(lengths))
         unplaced += [Unplaced(None, why, who) for why, who in mixture.not_drawn(draws)]
-    return _join(chosen, per_step, tuple(unplaced), len(lengths), settings.tokens_per_pack)
+    return _join(chosen, per_step, tuple(unplaced), len(lengths), settings)
 
 
 def _with_tokens(groups: list[np.ndarray], lengths: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -142,7 +147,11 @@ def _epoch_fractions(epochs: float | None) -> Iterator[float]:
 
 
 def _join(
-    epochs: list[EpochPacks], per_step: int, unplaced: tuple[Unplaced, ...], num_examples: int, tokens_per_pack: int
+    epochs: list[EpochPacks],
+    per_step: int,
+    unplaced: tuple[Unplaced, ...],
+    num_examples: int,
+    settings: PackingSettings,
 ) -> PackPlan:
     """Chain epochs and cut the chain of units into steps; the last step may have fewer."""
     pack_starts = _chain([epoch.pack_starts for epoch in epochs])
@@ -157,7 +166,8 @@ def _join(
         epoch_of_pack=np.repeat(np.arange(len(epochs)), [len(epoch.pack_starts) - 1 for epoch in epochs]),
         unplaced=unplaced,
         num_examples=num_examples,
-        tokens_per_pack=tokens_per_pack,
+        tokens_per_pack=settings.tokens_per_pack,
+        joined=not settings.exact,
     )
 
 
@@ -205,7 +215,7 @@ def _nothing_to_train_on(count: int) -> DataError:
 
 
 def _no_whole_step(count: int, unit: str, settings: PackingSettings) -> DataError:
-    field = "packs_per_step" if settings.by == "tokens" else "examples_per_step"
+    field = "examples_per_step" if settings.by == "examples" else "packs_per_step"
     return DataError(
         f"there is not one whole step: {count:,} {unit}, and a step has {getattr(settings, field):,}",
         source="training data",
