@@ -37,3 +37,17 @@ class TrainSettings(Settings):
                 f"with a run of an older version: --set train.evaluate_every=null --set eval.every={every}"
             )
         return {name: value for name, value in data.items() if name != "evaluate_every"}
+
+
+class MoeSettings(Settings):
+    """The load-balance loss of a model with experts.
+
+    Args:
+        aux_loss_weight: what it is multiplied by; null takes the model's own (`router_aux_loss_coef` in its
+            config.json). 1 is what even routing costs a layer, summed over layers.
+        exact: a loss a segment, so that any split of a step into packs and ranks trains the same; false takes one of
+            all that a pack holds, as transformers does (whose even routing costs as much as a token has experts).
+    """
+
+    aux_loss_weight: float | None = Field(None, ge=0)
+    exact: bool = True
