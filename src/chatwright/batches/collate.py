@@ -18,6 +18,7 @@ predicts a segment's first token (30), whatever its weight: no state of its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,13 +32,26 @@ PADDING_ID = 0
 """The id of padding tokens: any valid id does, since padding is a segment of its own and never supervised."""
 
 
-def collate(store: TokenStore, members: Sequence[int] | np.ndarray, *, pad_to: int | None = None) -> PackedBatch:
+class Collate(Protocol):
+    """Examples of a store → a batch, as `collate` does it."""
+
+    def __call__(
+        self, store: TokenStore, members: Sequence[int] | np.ndarray, *, pad_to: int | None = None
+    ) -> PackedBatch:
+        """The batch of these examples; of none, a dummy pack."""
+        ...
+
+
+def collate(
+    store: TokenStore, members: Sequence[int] | np.ndarray, *, pad_to: int | None = None, joined: bool = False
+) -> PackedBatch:
     """Lay the examples `members` of `store` behind one another as segments, and shift the labels.
 
     Args:
         store: the tokenized examples.
         members: example numbers. None at all gives the dummy pack, of padding only, that a rank without a pack runs.
         pad_to: fill up to this many tokens with one more segment of weight 0.
+        joined: all members are *one* segment and see each other; `keys` and `segment_of_target` still tell them apart.
 
     Returns:
         A batch on the CPU, T = the examples' tokens (+ padding).
@@ -60,17 +74,19 @@ def collate(store: TokenStore, members: Sequence[int] | np.ndarray, *, pad_to: i
     for index, start, length in zip(members, starts, lengths, strict=False):  # padding has a start but no member
         ids[start : start + length], weights[start : start + length] = store.example(int(index))
     weights[starts] = 0.0  # nothing comes before a segment's first token to predict it from
-    segments = np.repeat(np.arange(len(segment_lengths)), segment_lengths)  # [T]
+    owners = np.repeat(np.arange(len(segment_lengths)), segment_lengths)  # [T]
+    laid_out = [total] * (total > 0) + [num_padding] * (num_padding > 0) if joined else segment_lengths
+    begins = np.repeat(np.cumsum([0, *laid_out])[:-1], laid_out)  # [T], where each token's segment begins
     supervised = np.flatnonzero(weights)  # [N], where the targets stand
     keys: list[ExampleKey | None] = [store.key(int(index)) for index in members]
     return PackedBatch(
         input_ids=torch.from_numpy(ids),
-        position_ids=torch.from_numpy(np.arange(len(ids)) - starts[segments]),
-        layout=SegmentLayout.from_lengths(segment_lengths),
+        position_ids=torch.from_numpy(np.arange(len(ids)) - begins),
+        layout=SegmentLayout.from_lengths(laid_out),
         supervised_index=torch.from_numpy(supervised - 1),
         targets=torch.from_numpy(ids[supervised]),
         weights=torch.from_numpy(weights[supervised]),
-        segment_of_target=torch.from_numpy(segments[supervised]),
+        segment_of_target=torch.from_numpy(owners[supervised]),
         keys=tuple(keys + [None] * (num_padding > 0)),
         num_padding=num_padding,
     )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,6 +87,7 @@ def step_batches(
         tokens = int((store.offsets[members + 1] - store.offsets[members]).sum())
         return max(1, -(-tokens // pad_multiple)) * pad_multiple
 
+    make = partial(collate, joined=True) if plan.joined else collate_with
     packs = plan.packs_of_step(step)
     examples = plan.examples_of_step(step)
     rounds = -(-len(packs) // world_size)
@@ -95,7 +97,7 @@ def step_batches(
     return StepBatches(
         step=step,
         epoch=int(plan.epoch_of_pack[plan.step_starts[step]]),
-        packs=[collate_with(store, members, pad_to=pad_to or padded(members)) for members in mine],
+        packs=[make(store, members, pad_to=pad_to or padded(members)) for members in mine],
         weight=float(store.weight_sums[examples].sum()),
         supervised_tokens=int(store.supervised_counts[examples].sum()),
         num_tokens=int((store.offsets[examples + 1] - store.offsets[examples]).sum()),

@@ -25,8 +25,8 @@ class PackedBatch:
         layout: how `[T]` is cut into segments.
         supervised_index: int64 `[N]`, flat positions whose *next* token is supervised, ascending.
         targets: int64 `[N]`. weights: float32 `[N]`, all > 0.
-        segment_of_target: int64 `[N]`, the segment of each supervised token.
-        keys: the S segments' examples; None marks padding.
+        segment_of_target: int64 `[N]`, the segment of each supervised token (its example, by place in `keys`).
+        keys: the S segments' examples; None marks padding. Packs of a constant length have several in one segment.
         num_padding: tokens of the padding segment, 0 when there is none.
         per_token: name → `[N]`, what an objective needs to know of each supervised token, such as its advantage.
     """

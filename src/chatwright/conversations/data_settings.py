@@ -39,6 +39,7 @@ class DataSettings(Settings):
         keep_notices: leave Project Gutenberg's notice and licence in a `.txt` file.
         preference: `chosen` takes, of pairs, the prompt and the better reply; of labelled replies, the wanted ones.
             Earlier replies in the prompt are trained as `train_on` says.
+            `pairs`, which the stages dpo and reward set by themselves, takes both replies.
             `format` is a name of `PREFERENCE_CONVERTERS` then.
         columns: what the rows call a field that the format reads: `{output: answer}`; null leaves a field unread.
         message_columns: the same for the fields of each message: `{role: speaker, content: text}`.
@@ -63,7 +64,7 @@ class DataSettings(Settings):
     text_by: TextUnit = "file"
     text_field: str = "text"
     keep_notices: bool = False
-    preference: Literal["chosen"] | None = None
+    preference: Literal["chosen", "pairs"] | None = None
     columns: dict[str, str | None] = Field(default_factory=dict)
     message_columns: dict[str, str | None] = Field(default_factory=dict)
     roles: dict[RoleName, tuple[str, ...]] = Field(default_factory=dict)
@@ -137,7 +138,7 @@ class DataSettings(Settings):
         if self.preference and self.task:
             raise ValueError("'preference' belongs to a 'path', found a 'task'")
         if self.format in PREFERENCE_CONVERTERS and self.format not in CONVERTERS and not self.preference:
-            raise ValueError(f"{self.format} is preference data; add preference: chosen to train on the chosen replies")
+            raise ValueError(f"{self.format} is preference data; add preference: chosen to train on the chosen replies, or set stage: dpo")
         known = PREFERENCE_CONVERTERS if self.preference else (*CONVERTERS, TEXT)
         if self.format != "auto" and self.format not in known:
             near = difflib.get_close_matches(self.format, known, n=1)

@@ -6,10 +6,11 @@ This module knows nothing of files and formats.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatwright.conversations.schema import Conversation, Message
+from chatwright.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,22 @@ class PreferencePair:
     source: str = "memory"
     row: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PairConversation(Conversation):
+    """A pair on its way to tokens: a conversation that ends in the better reply, which carries the one with the worse.
+
+    Args:
+        rejected: the messages of the prompt and the worse reply.
+    """
+
+    rejected: tuple[Message, ...] = ()
+
+    @property
+    def worse(self) -> Conversation:
+        """The conversation that ends in the worse reply."""
+        return Conversation(self.rejected, self.tools, self.variables, self.source, self.row, self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,10 @@ class Dropped:
 
 Preference = PreferencePair | LabelledReply | Dropped
 
+NO_PAIR = (
+    "is one reply with a verdict, and training on pairs needs two replies to one prompt; take data of pairs, or train "
+    "on the wanted replies with stage: sft and preference: chosen"
+)
 UNWANTED = "the reply is labelled as unwanted"
 
 
@@ -76,3 +97,22 @@ def chosen_conversation(found: Preference) -> Conversation | Dropped:
         return found
     messages = (*found.prompt, *found.chosen)
     return Conversation(messages, found.tools, source=found.source, row=found.row, extra=found.extra)
+
+
+def pair_conversation(found: Preference) -> PairConversation | Dropped:
+    """A pair as one conversation with its twin, flags and weights of messages left out: all of a reply counts alike.
+
+    Raises:
+        DataError: it is a labelled reply.
+    """
+    if isinstance(found, LabelledReply):
+        where = found.conversation
+        raise DataError(f"row {where.row} {NO_PAIR}", source=where.source)  # no single bad row: nothing skips it
+    if isinstance(found, Dropped):
+        return found
+    sides = [
+        tuple(replace(message, train=None, weight=1.0) for message in (*found.prompt, *reply))
+        for reply in (found.chosen, found.rejected)
+    ]
+    place = {"source": found.source, "row": found.row, "extra": found.extra}
+    return PairConversation(sides[0], found.tools, rejected=sides[1], **place)

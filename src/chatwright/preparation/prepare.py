@@ -125,20 +125,23 @@ def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
     return (detect_preference_format if entry.preference else detect_format)(readable, entry.path or "")
 
 
-def given_entry(rows: Any, name: str, train_on: TrainOn) -> PlannedEntry:
+def given_entry(rows: Any, name: str, train_on: TrainOn, *, pairs: bool = False) -> PlannedEntry:
     """An entry of rows in memory: lists, iterators, `datasets.Dataset`s, `Conversation`s or `Document`s.
+
+    Args:
+        pairs: they are preference pairs.
 
     Raises:
         DataError: there are no rows, or rows of no known format.
     """
-    entry = DataSettings(path=name)
+    entry = DataSettings(path=name, preference="pairs" if pairs else None)
     held = rows if hasattr(rows, "features") else list(map(_as_conversation, rows))
     if len(held) and all(isinstance(row, Conversation) for row in held):
         return PlannedEntry(EntryWork(entry, name, "conversations", train_on), partial(named_rows, held, name))
     raw = [row._replace(source=name) for row in memory_rows(held)]
     if not raw:
         raise DataError("there are no rows", source=name, hint="give a source that has rows")
-    format = detect_format([row.value for row in raw], name)
+    format = (detect_preference_format if pairs else detect_format)([row.value for row in raw], name)
     return PlannedEntry(EntryWork(entry, name, format, train_on), lambda: raw)
 
 

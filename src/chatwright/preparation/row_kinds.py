@@ -1,4 +1,4 @@
-"""What one raw row becomes: a conversation of the entry's format, a document, or the chosen side of a preference."""
+"""What one raw row becomes: a conversation of the entry's format, a document, a pair, or the chosen side of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from chatwright.conversations.data_settings import TEXT
 from chatwright.conversations.documents import columns_beside, document_conversation, document_of
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.preference_formats import PREFERENCE_CONVERTERS
-from chatwright.conversations.preference_types import Dropped, chosen_conversation
+from chatwright.conversations.preference_types import Dropped, chosen_conversation, pair_conversation
 from chatwright.conversations.schema import Conversation, Document
 from chatwright.preparation.work import EntryWork
 
@@ -29,7 +29,8 @@ def convert_row(row: RawRow, work: EntryWork) -> Conversation | Dropped:
     if work.format == TEXT:
         return document_conversation(document_of(row, field), columns_beside(row, field))
     if work.entry.preference:
-        return chosen_conversation(PREFERENCE_CONVERTERS[work.format](row.value, row.source, row.number))
+        take = pair_conversation if work.entry.preference == "pairs" else chosen_conversation
+        return take(PREFERENCE_CONVERTERS[work.format](row.value, row.source, row.number))
     return convert(row.value, work.format, row.source, row.number)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from chatwright.batches.token_store import TokenStore, concatenate
 from chatwright.conversations.files import RawRow
 from chatwright.conversations.filters import RowFilters, build_filters
-from chatwright.conversations.preference_types import Dropped
+from chatwright.conversations.preference_types import Dropped, PairConversation
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import general_field
 from chatwright.conversations.transforms import RowTransforms, build_transforms
@@ -28,6 +28,7 @@ from chatwright.preparation.row_kinds import MOST_CHARACTERS, convert_row, cut_o
 from chatwright.preparation.work import EntryInfo, EntryWork, RenderWork
 from chatwright.templates.base import Template
 from chatwright.templates.overflow import Overflow, fit
+from chatwright.templates.pairs import fit_pairs, render_pairs
 from chatwright.templates.rendered import RenderedExample
 
 ROWS_AT_ONCE = 1000
@@ -153,7 +154,7 @@ class RowReader:
             converted = [made for row in group if (made := self._convert(row)) is not None]
             self.ledger.count(name, Stage.CONVERTED, len(converted))
             changed = [self._transform(conversation) for conversation in converted]
-            kept = [c for c in changed if self._stays(c, self.filters.reason)]
+            kept = [c for c in changed if self._stays(c, self._filtered)]
             yield from kept if self.marks is None else self._marked(kept, self.marks)
 
     def _convert(self, row: RawRow) -> Conversation | None:
@@ -177,8 +178,18 @@ class RowReader:
 
     def _transform(self, conversation: Conversation) -> Conversation:
         changed, names = self.transforms.apply(conversation, self.seed)
+        if isinstance(changed, PairConversation):  # both sides alike: draws depend on the row, not on what it says
+            worse, more = self.transforms.apply(changed.worse, self.seed)
+            changed, names = replace(changed, rejected=worse.messages), tuple(dict.fromkeys((*names, *more)))
         self.facts.changed.update(names)
         return changed
+
+    def _filtered(self, conversation: Conversation) -> str | None:
+        """Why a row doesn't stay; of a pair both sides must."""
+        reason = self.filters.reason(conversation)
+        if reason is None and isinstance(conversation, PairConversation):
+            return self.filters.reason(conversation.worse)
+        return reason
 
     def _stays(self, conversation: Conversation, reason_of: Callable[[Conversation], str | None]) -> bool:
         reason = reason_of(conversation)
@@ -264,7 +275,11 @@ def _render_group(
 ) -> list[RenderedExample]:
     """Render, leave out what trains nothing, and bring over-long examples to length; all counted."""
     name, ledger, facts = work.name, reader.ledger, reader.facts
-    rendered = [example for row in template.render_many(group, work.train_on) for example in row]
+    pairs = [row for row in group if isinstance(row, PairConversation)]
+    if pairs:
+        rendered = render_pairs(template, pairs)
+    else:
+        rendered = [example for row in template.render_many(group, work.train_on) for example in row]
     facts.num_examples += len(rendered)
     ledger.count(name, Stage.EXPANDED, len(rendered) - len(group))
     ledger.count(name, Stage.RENDERED, len(rendered), _tokens(rendered))
@@ -275,7 +290,10 @@ def _render_group(
         long = [e for e in kept if len(e.ids) > render.max_tokens and (e.key.source, e.key.row) not in documents]
         facts.add_too_long(len(long), [(len(each.ids), each.key.source, each.key.row) for each in long])
         overflow = Overflow.DROP
-    fitted = fit(kept, render.max_tokens, overflow, template, group, work.train_on)
+    if pairs:
+        fitted = fit_pairs(kept, render.max_tokens, overflow, template)
+    else:
+        fitted = fit(kept, render.max_tokens, overflow, template, group, work.train_on)
     for drop in fitted.drops:
         ledger.count(name, Stage.DROPPED, 1, drop.tokens, drop.reason)
     for cut in fitted.cuts:

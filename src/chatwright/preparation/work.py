@@ -93,7 +93,8 @@ class EntryWork:
     @property
     def format_shown(self) -> str:
         """The format, for people."""
-        return f"{self.format}, {self.entry.preference} replies" if self.entry.preference else self.format
+        taken = {"chosen": "chosen replies", "pairs": "pairs"}
+        return f"{self.format}, {taken[self.entry.preference]}" if self.entry.preference else self.format
 
 
 @dataclass(frozen=True, slots=True)

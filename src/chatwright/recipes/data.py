@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chatwright.batches.collate import Collate, collate
 from chatwright.batches.loader import FAST_MULTIPLE, StepBatches, StepLoader
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
@@ -21,6 +22,7 @@ from chatwright.packing.plan import PackPlan, plan_packs
 from chatwright.preparation.assemble import Rendered
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.work import EntryInfo
+from chatwright.recipes.joined_packs import cut_into_pieces
 from chatwright.recipes.new_model import new_model_folder
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import stored_template_settings
@@ -67,6 +69,7 @@ class RunData:
         from_cache: the tokens were read from the cache, not rendered anew.
         contamination: what `ContaminationReport.to_dict` gives, where the recipe compares rows with evaluations.
         heldout_entries: what each entry of held-out data of its own gave.
+        collate, collate_heldout: how training and held-out examples become a batch.
     """
 
     text: TextSetup
@@ -79,6 +82,8 @@ class RunData:
     from_cache: bool
     contamination: dict[str, Any] | None = None
     heldout_entries: tuple[EntryInfo, ...] = ()
+    collate: Collate = collate
+    collate_heldout: Collate = collate
 
     @property
     def num_steps(self) -> int:
@@ -99,6 +104,7 @@ class RunData:
         """This rank's batches of every step from `start` on."""
         ranks = (runtime.rank, runtime.world_size)
         options: dict[str, Any] = {"start_step": start, "pad_to": pad_to, "pad_multiple": FAST_MULTIPLE}
+        options["collate_with"] = self.collate
         return StepLoader(self.store, self.plan, *ranks, runtime.device, **options)
 
     def ledger_after(self, step: int) -> Ledger:
@@ -121,6 +127,9 @@ def store_hash(store: TokenStore) -> str:
     digest = hashlib.sha256()
     for array in (store.offsets, store.ids, store.run_lengths, store.run_weights, store.run_offsets):
         digest.update(np.ascontiguousarray(array).data)
+    if store.chosen_lengths.any():  # pairs; the identity of all other data stays what it was
+        for array in (store.prompt_lengths, store.chosen_lengths):
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -199,6 +208,12 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
             f"no row is left to train on{f' ({why})' if why else ''}",
             source=", ".join(entry.name for entry in rendered.entries),
         )
+    names = [entry.name for entry in rendered.entries]
+    owner = rendered.entry_index
+    mixture: Mixture | None = build_mixture(settings, rendered, given=sources is not None)
+    if not settings.packing.exact and mixture is not None:
+        parts = (store, owner, mixture, settings.packing, settings.train.seed, ledger, names)
+        (store, owner), mixture = cut_into_pieces(*parts), None
     plan = plan_packs(
         store.lengths,
         settings.packing,
@@ -206,10 +221,9 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
         epochs=settings.train.epochs,
         max_steps=settings.train.max_steps,
         name_of=store.name,
-        mixture=build_mixture(settings, rendered, given=sources is not None),
+        mixture=mixture,
     )
-    names = [entry.name for entry in rendered.entries]
-    count_plan(ledger, plan, store.lengths, names, rendered.entry_index)
+    count_plan(ledger, plan, store.lengths, names, owner)
     ledger.check()
     return RunData(
         text,
@@ -217,7 +231,7 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
         plan,
         rendered.heldout,
         rendered.entries,
-        rendered.entry_index,
+        owner,
         ledger,
         from_cache,
         rendered.contamination,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from chatwright.batches.collate import collate
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import UserError
@@ -33,6 +32,7 @@ from chatwright.models.transformer import CausalLM
 from chatwright.packing.plan import plan_packs
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.evaluation_settings import EvaluationSettings, EvaluationTask
+from chatwright.recipes.pair_settings import PAIR_STAGES
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.showcase import shown
 from chatwright.recipes.streaming import TrainingData
@@ -64,7 +64,9 @@ def plan_evaluations(
     """
     chosen, steps = settings.eval, settings.eval.steps(data.num_steps)
     has_rows = len(data.heldout) > 0
-    metrics, best = chosen.metrics(has_heldout=has_rows), chosen.chosen_best(has_heldout=has_rows)
+    pairs = settings.stage in PAIR_STAGES
+    metrics = chosen.metrics(has_heldout=has_rows, pairs=pairs)
+    best = chosen.chosen_best(has_heldout=has_rows, pairs=pairs)
     if not has_rows and (chosen.heldout or (best is not None and best not in metrics)):
         hint = "the ledger (`chatwright plan`) says why: choose other data, a larger max_tokens, or another overflow"
         raise UserError("no held-out row is left to measure on", place="eval", hint=hint)
@@ -134,10 +136,11 @@ def _conversation(prompt: str) -> Conversation:
 
 def heldout_packs(data: TrainingData, settings: RunSettings, runtime: Runtime) -> list[PackedBatch]:
     """The held-out examples in packs, in the order of the data; this rank's share of them."""
-    packing = settings.packing.model_copy(update={"by": "tokens", "shuffle": False})
+    room = max(settings.packing.tokens_per_pack, settings.max_tokens)  # only a stream is cut, held-out rows aren't
+    packing = settings.packing.model_copy(update={"by": "tokens", "shuffle": False, "tokens_per_pack": room})
     plan = plan_packs(data.heldout.lengths, packing, seed=0, epochs=1, name_of=data.heldout.name)
     mine = range(runtime.rank, plan.num_packs, runtime.world_size)
-    return [collate(data.heldout, plan.pack(index)).to(runtime.device) for index in mine]
+    return [data.collate_heldout(data.heldout, plan.pack(index)).to(runtime.device) for index in mine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ class HeldoutMeasure:
     packs: list[PackedBatch]
     token_bytes: torch.Tensor
     runtime: Runtime
+    pairs: bool = False
 
     @staticmethod
     def of(
@@ -155,16 +159,21 @@ class HeldoutMeasure:
     ) -> HeldoutMeasure:
         """For the recipe's held-out data, and the loss that is trained."""
         sizes = torch.from_numpy(data.text.template.tokenizer.token_bytes)
-        return HeldoutMeasure(StepModule(model, objective), heldout_packs(data, settings, runtime), sizes, runtime)
+        packs, pairs = heldout_packs(data, settings, runtime), settings.stage in PAIR_STAGES
+        return HeldoutMeasure(StepModule(model, objective), packs, sizes, runtime, pairs)
 
     def here(self) -> HeldoutSums:
         """This rank's share."""
         return heldout_sums(self.module, self.packs, self.token_bytes)
 
     def values(self, here: HeldoutSums) -> dict[str, float]:
-        """The metrics, over all ranks."""
-        sums = HeldoutSums(*self.runtime.all_reduce_scalars(astuple(here)))
-        return {HELDOUT_LOSS: sums.loss, BITS_PER_BYTE: sums.bits_per_byte}
+        """The metrics over all ranks; of pairs, whose loss is no text's, without the bits per byte."""
+        names = self.runtime.union(set(here.metrics))
+        own = [part for name in names for part in here.metrics.get(name, (0.0, 0.0))]
+        added = self.runtime.all_reduce_scalars([here.total, here.weight, here.nats, here.text_bytes, *own])
+        sums = HeldoutSums(*added[:4])
+        found = {f"heldout_{n}": t / max(w, 1e-12) for n, t, w in zip(names, added[4::2], added[5::2], strict=True)}
+        return {HELDOUT_LOSS: sums.loss, **({} if self.pairs else {BITS_PER_BYTE: sums.bits_per_byte}), **found}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from chatwright.settings import Settings
 from chatwright.tasks.data_task import TrainingTask
 from chatwright.tasks.registry import make_task
 from chatwright.tasks.task import Task
-from chatwright.train.evaluation import LOSSES
+from chatwright.train.evaluation import LOSSES, PAIR_METRICS
 
 Part = Annotated[float, Field(ge=0, le=1)]
 
@@ -120,24 +120,24 @@ class EvaluationSettings(Settings):
         points = {round(part * num_steps) for part in self.at}
         return frozenset(points.union(_regular(self.tasks_every or self.every, num_steps)))
 
-    def metrics(self, *, has_heldout: bool) -> tuple[str, ...]:
-        """Every metric that can tell the best checkpoint."""
-        losses = LOSSES if self.measures_heldout(has_heldout) else ()
+    def metrics(self, *, has_heldout: bool, pairs: bool = False) -> tuple[str, ...]:
+        """Every metric that can tell the best checkpoint; `pairs`: what is held out are preference pairs."""
+        losses = (PAIR_METRICS if pairs else LOSSES) if self.measures_heldout(has_heldout) else ()
         return (*losses, *(task.metric for task in self.tasks))
 
     def measures_heldout(self, has_heldout: bool) -> bool:
         """Whether the held-out loss is measured."""
         return has_heldout if self.heldout is None else self.heldout
 
-    def chosen_best(self, *, has_heldout: bool) -> str | None:
+    def chosen_best(self, *, has_heldout: bool, pairs: bool = False) -> str | None:
         """The metric that tells the best checkpoint; None where none is measured."""
-        return self.best or next(iter(self.metrics(has_heldout=has_heldout)), None)
+        return self.best or next(iter(self.metrics(has_heldout=has_heldout, pairs=pairs)), None)
 
-    def problems(self, *, has_heldout: bool) -> Iterator[str]:
+    def problems(self, *, has_heldout: bool, pairs: bool = False) -> Iterator[str]:
         """What can't be as it's asked for, given whether there are held-out data."""
         if self.heldout and not has_heldout:
             yield "eval.heldout is set, but there is no held-out data: set heldout.share or heldout.data"
-        metrics = self.metrics(has_heldout=has_heldout)
+        metrics = self.metrics(has_heldout=has_heldout, pairs=pairs)
         timed = self.every or self.tasks_every or self.at != EvaluationSettings.model_fields["at"].default
         if timed and not (metrics or self.prompts):
             yield (

@@ -23,6 +23,7 @@ from chatwright.preparation.marks import ContaminationCheck
 from chatwright.preparation.prepare import PlannedEntry, given_entry, plan_entry, prepare
 from chatwright.preparation.rows import RowReader
 from chatwright.preparation.work import EntryInfo, RenderWork
+from chatwright.recipes.pair_settings import PAIR_STAGES
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.tasks.registry import make_task
 from chatwright.templates.overflow import Overflow
@@ -54,7 +55,8 @@ def plan_entries(settings: RunSettings, sources: Mapping[str, Any] | None = None
             planned.append(plan_entry(entry, name, number, mask_policy(entry, settings), rows, seed))
     else:
         policy = mask_policy(DataSettings(path="memory"), settings)
-        planned = [given_entry(rows, name, policy) for name, rows in sources.items()]
+        pairs = settings.stage in PAIR_STAGES
+        planned = [given_entry(rows, name, policy, pairs=pairs) for name, rows in sources.items()]
     for number, entry in enumerate(settings.heldout.data, len(planned)):
         policy = mask_policy(entry, settings)
         name = own_name(f"{entry.source_name} (held out)", names)

@@ -95,7 +95,7 @@ def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     decisive = {f"train.{name}": recipe["train"].get(name) for name in ("epochs", "max_steps", "seed", "dtype")}
     decisive["an adapter"] = bool(recipe["adapter"])
-    for room in ("optimizer", "schedule", "packing", "mixture", "adapter", "streaming"):
+    for room in ("optimizer", "schedule", "packing", "mixture", "adapter", "streaming", "dpo", "reward", "rl", "moe"):
         decisive |= {f"{room}.{name}": value for name, value in (recipe.get(room) or {}).items()}
     if recipe.get("streaming") and "contamination" in recipe:  # a planned run's tokens tell themselves
         chosen = recipe["contamination"]

@@ -5,7 +5,7 @@ Every setting of a recipe stands here or in the settings class of the room it be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +18,19 @@ from chatwright.conversations.filters import ExactDuplicates, NearDuplicates
 from chatwright.conversations.foreign_configs import foreign_system
 from chatwright.errors import ConfigError, UserError
 from chatwright.inspection.contamination import ContaminationSettings
+from chatwright.losses.settings import DpoSettings, RewardSettings
 from chatwright.optim.settings import OptimizerSettings, ScheduleSettings
 from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
 from chatwright.preparation.work import PreparationSettings, StreamingSettings
 from chatwright.recipes.evaluation_settings import EvaluationSettings
 from chatwright.recipes.new_model import NewModelSettings
+from chatwright.recipes.pair_settings import PAIR_STAGES, against_pairs, with_pairs
+from chatwright.recipes.reinforcement_settings import RlSettings, against_rl
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import TemplateSettings
-from chatwright.train.settings import TrainSettings
+from chatwright.train.settings import MoeSettings, TrainSettings
 
 
 class HeldoutSettings(Settings):
@@ -64,16 +67,20 @@ class RunSettings(Settings):
         model: Hugging Face folder, hub name, run or checkpoint folder, GGUF file, or alias.
         new_model: a model to make instead: a preset's shapes and a tokenizer.
         stage: a name of `recipes.stages.STAGES`: `pretrain` and `mid` train every token, of plain text and of
-            conversations; `sft` trains the replies.
+            conversations; `sft` trains the replies; `dpo` prefers the better of two replies; `reward` trains a model
+            that scores replies; `rl` trains the model's own replies to the problems of tasks.
+        dpo, reward: of the stages of these names.
+        rl: of the stage `rl`: how replies are drawn, and what becomes of their rewards.
         max_tokens: longest example in tokens; `overflow` says what happens to longer ones.
         contamination: compare the rows with evaluations; null doesn't.
+        moe: of a model with experts: the loss that keeps its routers even; null is as its config.json says.
         eval: what is measured while training, and which metric tells the best checkpoint.
         streaming: `true`, or its settings: read the rows while training, for `train.max_steps` steps.
         out: the run folder.
     """
 
     recipe_version: Literal[1] = 1
-    stage: Literal["pretrain", "mid", "sft"] = "sft"
+    stage: Literal["pretrain", "mid", "sft", "dpo", "reward", "rl"] = "sft"
     model: str | None = None
     new_model: NewModelSettings | None = None
     data: tuple[DataSettings, ...] = ()
@@ -87,11 +94,15 @@ class RunSettings(Settings):
     contamination: ContaminationSettings | None = None
     streaming: StreamingSettings | None = None
     adapter: LoraSettings | None = None
+    moe: MoeSettings | None = None
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings = TrainSettings()
     eval: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    dpo: DpoSettings | None = None
+    reward: RewardSettings | None = None
+    rl: RlSettings | None = None
     out: str = "runs/sft"
 
     @model_validator(mode="after")
@@ -108,9 +119,35 @@ class RunSettings(Settings):
         """The model as the recipe names it."""
         return self.new_model.name if self.new_model is not None else str(self.model)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_pairs(cls, value: Any) -> Any:
+        return with_pairs(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _can_learn_preferences(self) -> RunSettings:
+        if problems := list(against_pairs(self)):
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def reinforcement(self) -> RlSettings:
+        """The settings of the stage `rl`, given or not."""
+        return self.rl or RlSettings()
+
+    @model_validator(mode="after")
+    def _can_be_reinforced(self) -> RunSettings:
+        if self.stage != "rl" and self.rl is not None:
+            raise ValueError(f"rl belongs to stage: rl, found stage: {self.stage}")
+        if self.stage == "rl":
+            problems = list(against_rl(self.data, self.packing.by, streamed=self.streaming is not None))
+            if problems:
+                raise ValueError("with stage: rl, " + "; ".join(problems))
+        return self
+
     @model_validator(mode="after")
     def _examples_fit_a_pack(self) -> RunSettings:
-        if self.max_tokens > self.packing.tokens_per_pack:
+        if self.max_tokens > self.packing.tokens_per_pack and self.packing.exact:  # else what is longer is cut
             raise ValueError(
                 f"max_tokens ({self.max_tokens}) is more than packing.tokens_per_pack "
                 f"({self.packing.tokens_per_pack}); an example must fit a pack"
@@ -124,7 +161,7 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _can_be_evaluated(self) -> RunSettings:
-        problems = list(self.eval.problems(has_heldout=self.has_heldout))
+        problems = list(self.eval.problems(has_heldout=self.has_heldout, pairs=self.stage in PAIR_STAGES))
         ends = {0.0, 1.0}
         if self.train.early_stopping_patience and not self.eval.every and set(self.eval.at) <= ends:
             problems.append(
@@ -135,6 +172,14 @@ class RunSettings(Settings):
             problems.append("train.early_stopping_patience follows eval.best, but no such metric is measured")
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_joined(self) -> RunSettings:
+        if not self.packing.exact:
+            problem = next(_against_constant_length(self), None)
+            if problem:
+                raise ValueError(f"with packing.by: constant_length, {problem}")
         return self
 
     @property
@@ -175,6 +220,16 @@ class RunSettings(Settings):
                 f"mixture.until: {self.mixture.until} has no effect without weights; give data entries a weight"
             )
         return self
+
+
+def _against_constant_length(settings: RunSettings) -> Iterator[str]:
+    """What a stream of joined conversations can't be."""
+    if settings.stage not in ("pretrain", "mid", "sft"):
+        yield f"stage: {settings.stage} would see its replies cut; set packing.by: tokens"
+    if settings.streaming is not None:
+        yield "the whole data is joined before it is cut, so that it can't be streamed; set packing.by: tokens"
+    if settings.data and settings.data[0].weight is not None:
+        yield "every row is in the stream as often as data.epochs says: replace weight by epochs"
 
 
 def _against_streaming(settings: RunSettings, streaming: StreamingSettings) -> Iterator[str]:

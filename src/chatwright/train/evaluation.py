@@ -15,6 +15,8 @@ BITS_PER_BYTE = "heldout_bits_per_byte"
 """The same in bits a byte of supervised text, which tokenizers can be compared by."""
 LOSSES = (HELDOUT_LOSS, BITS_PER_BYTE)
 """The metrics of which less is better; more of all others is."""
+PAIR_METRICS = (HELDOUT_LOSS, "heldout_accuracy", "heldout_margin")
+"""What is measured on held-out preference pairs, of what can tell the best checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Loss on held-out conversations: supervised tokens only, as sums that add up over packs and ranks."""
+"""Loss on held-out conversations or pairs, and the objective's metrics, as sums that add up over packs and ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import log, nan
 
 import torch
@@ -19,12 +19,14 @@ class HeldoutSums:
     Args:
         total: Σ weight · loss. weight: Σ weight.
         nats: unweighted losses of the supervised tokens that stand for text. text_bytes: bytes of that text.
+        metrics: the objective's own, name → (sum, weight).
     """
 
     total: float
     weight: float
     nats: float
     text_bytes: float
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -46,12 +48,16 @@ def heldout_sums(module: nn.Module, packs: Iterable[PackedBatch], token_bytes: t
         token_bytes: int64 `[V]` on the CPU: bytes of text that each token stands for (`TextTokenizer.token_bytes`).
     """
     sums = torch.zeros(4, dtype=torch.float64)
+    metrics: dict[str, tuple[float, float]] = {}
     for batch in packs:
         outcome = module(batch)
+        for name, (total, weight) in outcome.metrics.items():
+            before = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (before[0] + total, before[1] + weight)
         counts = token_bytes[batch.targets.cpu()]
         losses = outcome.per_token.cpu().double()  # this order: MPS has no float64
         sums += torch.tensor(
             [float(outcome.total), outcome.weight, float(losses[counts > 0].sum()), float(counts.sum())],
             dtype=torch.float64,
         )
-    return HeldoutSums(*sums.tolist())
+    return HeldoutSums(*sums.tolist(), metrics)
