@@ -9,6 +9,7 @@ from random_segments import distance, packed
 
 from chatwright.errors import ModelError
 from chatwright.layouts import SegmentLayout
+from chatwright.models import kv_cache
 from chatwright.models.families import config_from_hf
 from chatwright.models.kv_cache import KVCache
 from chatwright.models.transformer import CausalLM
@@ -27,8 +28,11 @@ def run(model: CausalLM, cache: KVCache, pieces: dict[int, tuple[torch.Tensor, i
     return dict(zip(rows, hidden.split(lengths), strict=True))
 
 
+@pytest.mark.parametrize("flat_tokens", [0, 1024])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_prefill_then_tokens_then_forced_tokens(name: str) -> None:
+def test_prefill_then_tokens_then_forced_tokens(name: str, flat_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether new tokens are written by their places or row by row."""
+    monkeypatch.setattr(kv_cache, "FLAT_TOKENS", flat_tokens)
     model = init_model(config_from_hf(VARIANTS[name]), seed=0).double()
     ids, positions, layout = packed(LENGTHS)
     with torch.inference_mode():

@@ -295,7 +295,8 @@ class Batch:
             reason = "length"
         row.finished = reason is not None
         events = [drawn, *(StreamedToken(row.number, forced_id, None, None) for forced_id in row.pending[1:])]
-        events[-1] = events[-1]._replace(stop_reason=reason)
+        if reason is not None:
+            events[-1] = events[-1]._replace(stop_reason=reason)
         return events
 
     def _check(self, number: int, prompt: Sequence[int], request: Request) -> None:

@@ -97,11 +97,16 @@ class CacheView:
     def groups(self) -> list[RowGroup]:
         """The calls of a decoding step: a row joins its neighbours before it where that costs less than a call."""
         groups: list[list[int]] = []
+        longest = 0  # keys of the last group's longest row
         for query in self.order:
-            if groups and self.rows[query] == self.rows[groups[-1][-1]] + 1 and self._joins(groups[-1], query):
+            new = self.lengths[query]
+            follows = groups and self.rows[query] == self.rows[groups[-1][-1]] + 1
+            if follows and self._joins(len(groups[-1]), longest, new):
                 groups[-1].append(query)
+                longest = max(longest, new)
             else:
                 groups.append([query])
+                longest = new
         made, start = [], 0
         for group in groups:
             lengths = [self.lengths[query] for query in group]
@@ -111,12 +116,11 @@ class CacheView:
             start += len(group)
         return made
 
-    def _joins(self, group: list[int], query: int) -> bool:
+    def _joins(self, size: int, longest: int, new: int) -> bool:
+        """Whether a row of `new` keys joins `size` rows, the longest of `longest` keys."""
         if self.cache.keys.device.type != "cpu":
             return True
-        longest, new = max(self.lengths[other] for other in group), self.lengths[query]
-        together = (len(group) + 1) * max(longest, new)
-        return together <= len(group) * longest + new + CALL_COST
+        return (size + 1) * max(longest, new) <= size * longest + new + CALL_COST
 
     def mask(self, number: int, window: int | None) -> torch.Tensor | None:
         """bool `[rows, 1, 1, L]`: the keys that each row of a group sees; None if it sees them all."""

@@ -14,6 +14,9 @@ import torch
 from chatwright.errors import ModelError
 from chatwright.models.config import DecoderConfig
 
+FLAT_TOKENS = 1024
+"""Up to so many new tokens of a pass are written by their places, one call a layer; more by rows, as slices."""
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -21,7 +24,7 @@ class Places:
 
     Args:
         slices: for each segment its cache row and the positions there.
-        flat: int64 `[R · G]` for one new token a row: (row · G + head) · capacity + position; else None.
+        flat: int64 `[T · G]` for a few new tokens: (row · G + head) · capacity + position; else None.
     """
 
     slices: tuple[tuple[int, slice], ...]
@@ -92,11 +95,12 @@ class KVCache:
             (row, slice(start, start + new)) for row, start, new in zip(rows, starts, lengths_q, strict=True)
         )
         flat = None
-        if all(new == 1 for new in lengths_q):
-            heads = range(self.config.num_kv_heads)
+        if sum(lengths_q) <= FLAT_TOKENS:
+            num_heads, heads = self.config.num_kv_heads, range(self.config.num_kv_heads)
             at = [
-                (row * len(heads) + head) * self.capacity + start
-                for row, start in zip(rows, starts, strict=True)
+                (row * num_heads + head) * self.capacity + position
+                for row, place in slices
+                for position in range(place.start, place.stop)
                 for head in heads
             ]
             flat = torch.tensor(at, device=self.keys.device)
