@@ -91,3 +91,12 @@ def test_the_large_list_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = ({row.extra["word"] for row in task.conversations(split)} for split in ("train", "test"))
     assert len(train) == len(test) == 300
     assert not train & test
+
+
+def test_copying_wants_the_text_and_nothing_else() -> None:
+    task = make_task("copying")
+    row = task.conversations("test", 30)[3]
+    asked, text = row.messages[0].text, row.extra["answer"]
+    assert text in asked and row.messages[1].text == text
+    for reply, right in ((text, True), (f' "{text}" ', True), (f"{text}!", False), (f"I say {text}", False), ("", False)):
+        assert task.grade(row, Message.of("assistant", reply)) is right

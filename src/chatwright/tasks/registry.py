@@ -10,6 +10,7 @@ from chatwright.settings import build
 from chatwright.tasks.arc import Arc
 from chatwright.tasks.arithmetic import Arithmetic
 from chatwright.tasks.boolq import BoolQ
+from chatwright.tasks.copying import Copying
 from chatwright.tasks.custom_json import CustomJson
 from chatwright.tasks.general import General
 from chatwright.tasks.gsm8k import Gsm8k
@@ -28,7 +29,7 @@ from chatwright.tasks.spelling_bee import SpellingBee
 from chatwright.tasks.task import Task
 
 _ALL: tuple[type[Task], ...] = (
-    *(Arithmetic, General, Instructions, LetterCounting, Persona, SimpleSpelling, Spelling, SpellingBee),
+    *(Arithmetic, Copying, General, Instructions, LetterCounting, Persona, SimpleSpelling, Spelling, SpellingBee),
     *(Arc, BoolQ, CustomJson, Gsm8k, HumanEval, Ifeval, Mbpp, Mmlu, Piqa, SmolTalk),
 )
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
