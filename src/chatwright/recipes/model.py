@@ -20,6 +20,7 @@ from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import init_token_rows, resize_vocab
 from chatwright.models.weights import init_model, read_config
 from chatwright.recipes.data import TextSetup
+from chatwright.recipes.experts import apply_expert_settings
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
 
@@ -85,6 +86,7 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
             source=settings.model_name,
         )
     model = load_weights(resolved, precision, runtime.device, seed=seed, adapter=settings.adapter)
+    apply_expert_settings(model, settings)
     _require_same_adapter(model, settings)
     require_learnable(model)
     fresh = _fresh_rows(text)

@@ -48,13 +48,14 @@ def policy_gradient(model: Any, batch: PackedBatch) -> LossSum:
     """
     if ADVANTAGES not in batch.per_token:
         return next_token_nll(model, batch)
-    hidden, _ = model(batch.input_ids, batch.position_ids, batch.layout)
+    hidden, aux = model(batch.input_ids, batch.position_ids, batch.layout)
     advantages = batch.per_token[ADVANTAGES]
     found = policy_gradient_loss(
         hidden[batch.supervised_index], model.output_head(), batch.targets, batch.weights, advantages
     )
     gap = (found.per_token + batch.per_token[DRAWN_LOG_PROBS]).abs().sum()
-    return replace(found, metrics={"drawn_gap": (float(gap), float(len(batch.targets)))})
+    found = replace(found, metrics={"drawn_gap": (float(gap), float(len(batch.targets)))})
+    return with_auxiliary(found, model, aux, batch)
 
 
 OBJECTIVES: dict[str, Objective] = {"next_token": next_token_nll, "policy_gradient": policy_gradient}
