@@ -41,6 +41,7 @@ class Manifest(BaseModel):
         recipe: the whole recipe. versions: package → version. determinism: see `determinism_tuple`.
         progress: whatever else the loop must remember. created: ISO 8601, UTC.
         contamination: evaluation → rows trained on that hold items of it (see `checkpoints.contamination`).
+        data: sha256 of what the run trains on: `data` its tokens with their weights, `plan` their order, `heldout`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -63,6 +64,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float] = {}
     progress: dict[str, Any] = {}
     contamination: dict[str, int] = {}
+    data: dict[str, str] = {}
     created: str = ""
     files: dict[str, FileRecord] = {}
 

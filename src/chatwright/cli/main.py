@@ -91,11 +91,23 @@ def plan(
     set_: Overrides = None,
     as_json: AsJson = False,
     drop_contaminated: DropContaminated = False,
+    device_tflops: Annotated[
+        float | None, typer.Option("--device-tflops", help="Tell hours: one device's peak (H100: 989, A100: 312).")
+    ] = None,
+    devices: Annotated[int | None, typer.Option("--devices", help="So many of them (1).")] = None,
+    mfu: Annotated[
+        float | None, typer.Option("--mfu", help="The share of the peak that training reaches (0.4).")
+    ] = None,
+    without_data: Annotated[
+        bool, typer.Option("--without-data", help="Read and fetch nothing: what the recipe alone says.")
+    ] = False,
 ) -> None:
-    """Show what a run would do without touching a weight: rows, tokens, steps, memory."""
+    """Show what a run would do without touching a weight: rows, tokens, steps, memory; of a chain, all its stages."""
     from chatwright.cli.plan import run_plan
+    from chatwright.recipes.hardware import named_hardware
 
-    run_plan(recipe, _without_contaminated(set_, drop_contaminated), as_json)
+    hardware = named_hardware(device_tflops, devices, mfu)
+    run_plan(recipe, _without_contaminated(set_, drop_contaminated), as_json, hardware, without_data)
 
 
 @app.command()
@@ -261,6 +273,17 @@ def export(
     from chatwright.cli.export import run_export
 
     run_export(model, (out, folder), to, merge, dtype, prefix)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="A run or checkpoint folder (or any model).")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the trainings that made a model: stage, recipe, data and parent of each, by their hashes."""
+    from chatwright.cli.lineage import run_lineage
+
+    run_lineage(model, as_json)
 
 
 @app.command()

@@ -159,6 +159,7 @@ class CheckpointWriter:
             metrics=_own_value(progress),
             progress=asdict(progress),
             contamination=self.contamination,
+            data={name: str(value) for name, value in self.identity.items()},
         )
 
 
