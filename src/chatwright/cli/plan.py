@@ -7,35 +7,56 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from chatwright.cli.outline_plan import print_chain, print_outline
 from chatwright.cli.plan_parts import model_rows, name_room, print_rest, short_name
 from chatwright.cli.stream_plan import print_stream
 from chatwright.console import out, table
 from chatwright.packing.mixture import MixtureSettings
+from chatwright.recipes.chain_settings import is_chain, load_chain
 from chatwright.recipes.data import build_data
+from chatwright.recipes.hardware import Hardware
 from chatwright.recipes.planned_sources import PlannedSource
 from chatwright.recipes.planning import RunPlan, plan_run
 from chatwright.recipes.run_settings import load_recipe
+from chatwright.recipes.stream_planning import plan_record
 from chatwright.recipes.streaming import StreamedData
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
-    """Print the plan as tables, or as one JSON object."""
+def run_plan(
+    recipe: str,
+    overrides: Sequence[str],
+    as_json: bool,
+    hardware: Hardware | None = None,
+    without_data: bool = False,
+) -> None:
+    """Print the plan as tables, or as one JSON object.
+
+    Args:
+        hardware: devices to tell the hours of, or None.
+        without_data: tell what the recipe alone says; a chain, whose stages have nothing to read yet, always does.
+    """
+    if is_chain(recipe):
+        print_chain(load_chain(recipe, overrides), as_json, hardware)
+        return
     settings = load_recipe(recipe, overrides)
+    if without_data:
+        print_outline(settings, as_json, hardware)
+        return
     data = build_data(settings)
     if isinstance(data, StreamedData):
-        print_stream(settings, data, as_json)
+        print_stream(settings, data, as_json, hardware)
+        return
+    if as_json:
+        print(json.dumps(plan_record(settings, data, hardware), ensure_ascii=False))
         return
     figures = plan_run(settings, data)
-    if as_json:
-        print(json.dumps({"plan": figures.to_dict(), "ledger": data.ledger.to_dict()}, ensure_ascii=False))
-        return
     console = out()
     for each in source_tables(figures, settings.mixture):
         console.print(each)
-    console.print(table("run", ("figure", "value"), _run_rows(figures)))
+    console.print(table("run", ("figure", "value"), _run_rows(figures, hardware)))
     print_rest(figures, data.ledger)
 
 
@@ -79,7 +100,7 @@ def _source_cell(source: PlannedSource) -> str:
     return "\n".join([short_name(source.name), *lines])
 
 
-def _run_rows(figures: RunPlan) -> list[tuple[str, str]]:
+def _run_rows(figures: RunPlan, hardware: Hardware | None) -> list[tuple[str, str]]:
     rows = [
         ("examples", f"{figures.examples:,} (held out: {figures.heldout_examples:,})"),
         ("tokens an epoch", f"{figures.tokens_per_epoch:,}, of which {figures.supervised_share:.1%} supervised"),
@@ -88,4 +109,4 @@ def _run_rows(figures: RunPlan) -> list[tuple[str, str]]:
         ("packs", f"{figures.packs:,}, {figures.packing_waste:.1%} of their room unused"),
         ("tokens trained", f"{figures.tokens:,} ({figures.supervised_tokens:,} supervised)"),
     ]
-    return rows + model_rows(figures)
+    return rows + model_rows(figures, hardware)

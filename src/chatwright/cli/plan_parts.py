@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from chatwright.console import note, out, table, warn
 from chatwright.inspection.contamination_account import ContaminationAccount
 from chatwright.inspection.ledger import Ledger, Stage
+from chatwright.recipes.hardware import Hardware
+from chatwright.recipes.outline import OutlinePlan
 from chatwright.recipes.planning import RunPlan
 from chatwright.recipes.stream_planning import StreamPlan
 
@@ -17,15 +19,25 @@ _BARS = "▁▂▃▄▅▆▇█"
 def print_rest(figures: RunPlan | StreamPlan, ledger: Ledger) -> None:
     """Memory, ledger, warnings and learning rate."""
     console = out()
-    if figures.memory:
-        body = [(name, f"{count / 2**20:,.0f} MiB") for name, count in figures.memory.items()]
-        console.print(table("memory, estimated", ("for", "size"), body))
+    print_memory(figures.memory)
     console.print(ledger.table())
     print_lost(ledger)
     note(figures.contamination)
     for warning in figures.warnings:
         warn(warning)
-    console.print(f"learning rate  {sparkline(figures.learning_rates)}  peak {max(figures.learning_rates):.2e}")
+    console.print(rates_line(figures.learning_rates))
+
+
+def print_memory(memory: Mapping[str, int]) -> None:
+    """The estimate in bytes by what takes it; nothing where there is none."""
+    body = [(name, f"{count / 2**20:,.0f} MiB") for name, count in memory.items()]
+    if body:
+        out().print(table("memory, estimated", ("for", "size"), body))
+
+
+def rates_line(rates: Sequence[float]) -> str:
+    """The learning rate over the run."""
+    return f"learning rate  {sparkline(rates)}  peak {max(rates):.2e}"
 
 
 def print_contamination(found: ContaminationAccount) -> None:
@@ -51,15 +63,24 @@ def lost_rows(ledger: Ledger) -> list[tuple[str, str, int]]:
     return [(stage, reason, rows) for (stage, reason), rows in counts.most_common()]
 
 
-def model_rows(figures: RunPlan | StreamPlan) -> list[tuple[str, str]]:
-    """Parameters and compute, where they are known."""
+def model_rows(figures: RunPlan | StreamPlan | OutlinePlan, hardware: Hardware | None = None) -> list[tuple[str, str]]:
+    """Parameters and compute, where they are known, and how long the devices take."""
     rows = []
     if figures.parameters is not None and figures.trainable_parameters is not None:
         share = figures.trainable_parameters / figures.parameters
         rows.append(("parameters", f"{figures.parameters:,}, trained: {figures.trainable_parameters:,} ({share:.2%})"))
     if figures.training_flops is not None:
-        rows.append(("training compute", f"{figures.training_flops / 1e12:,.1f} TFLOP"))
+        rows.append(("training compute", compute_cell(figures.training_flops)))
+    if hardware is not None:
+        rows.append(("time", hardware.told(figures.training_flops)))
     return rows
+
+
+def compute_cell(flops: float) -> str:
+    """FLOPs with the prefix that suits them."""
+    if flops < 1e18:
+        return f"{flops / 1e12:,.1f} TFLOP"
+    return f"{flops / 1e18:,.2f} EFLOP ({flops:.2e} FLOP)"
 
 
 def short_name(name: str) -> str:

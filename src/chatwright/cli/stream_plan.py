@@ -6,20 +6,21 @@ import json
 
 from chatwright.cli.plan_parts import model_rows, print_rest, short_name, sparkline
 from chatwright.console import note, out, table, warn
+from chatwright.recipes.hardware import Hardware
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.stream_planning import StreamPlan, first_ledger, plan_record, plan_stream
 from chatwright.recipes.streaming import StreamedData
 
 
-def print_stream(settings: RunSettings, data: StreamedData, as_json: bool) -> None:
+def print_stream(settings: RunSettings, data: StreamedData, as_json: bool, hardware: Hardware | None = None) -> None:
     """The stream's plan as tables, or as one JSON object; then stop reading."""
     try:
         if as_json:
-            print(json.dumps(plan_record(settings, data), ensure_ascii=False))
+            print(json.dumps(plan_record(settings, data, hardware), ensure_ascii=False))
             return
         figures = plan_stream(settings, data)
         _print_sources(figures)
-        out().print(table("run", ("figure", "value"), _run_rows(figures)))
+        out().print(table("run", ("figure", "value"), _run_rows(figures, hardware)))
         print_rest(figures, first_ledger(data))
         note(figures.unknown)
     finally:
@@ -53,7 +54,7 @@ def _print_sources(figures: StreamPlan) -> None:
     out().print(made)
 
 
-def _run_rows(figures: StreamPlan) -> list[tuple[str, str]]:
+def _run_rows(figures: StreamPlan, hardware: Hardware | None) -> list[tuple[str, str]]:
     rows = [
         ("steps", f"{figures.steps:,}, of about {figures.mean_tokens_per_step:,.0f} tokens each"),
         ("readers", f"{figures.readers}, each plans {figures.window:,} examples at a time"),
@@ -64,4 +65,4 @@ def _run_rows(figures: StreamPlan) -> list[tuple[str, str]]:
     ]
     if figures.most_tokens is not None:
         rows.insert(5, ("at most", f"{figures.most_tokens:,} tokens, if every pack were full"))
-    return rows + model_rows(figures)
+    return rows + model_rows(figures, hardware)

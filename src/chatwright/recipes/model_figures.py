@@ -46,7 +46,15 @@ def model_figures(settings: RunSettings, text: TextSetup, most_tokens: int) -> M
     config = _decoder_config(text)
     if config is None:
         return ModelFigures(None)
-    trainable = _trainable(settings, config, text)
+    return figures_of(settings, config, _trainable(settings, config, text), most_tokens)
+
+
+def figures_of(settings: RunSettings, config: DecoderConfig, trainable: int, most_tokens: int) -> ModelFigures:
+    """The figures of known shapes; see `model_figures`.
+
+    Args:
+        trainable: parameters that are trained.
+    """
     memory = _memory(settings, config, most_tokens, trainable)
     return ModelFigures(config, num_parameters(config), trainable, memory)
 
@@ -102,7 +110,8 @@ def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trai
     low = width == 2
     tokens = min(settings.packing.tokens_per_pack, most_tokens)
     d, f = config.hidden_size, config.intermediate_size
-    per_token_layer = 6 * d + 2 * config.num_heads * config.head_dim + 2 * config.num_kv_heads * config.head_dim + 3 * f
+    inner = (3 if config.gated else 2) * f
+    per_token_layer = 6 * d + 2 * (config.num_heads + config.num_kv_heads) * config.head_dim + inner
     kept_layers = 1 if settings.train.activation_checkpointing else config.num_layers
     activations = tokens * width * (per_token_layer * kept_layers + d * config.num_layers)
     outside = config.vocab_size * d * (1 if config.tied else 2)  # of the layers: AdamW's

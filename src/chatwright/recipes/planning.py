@@ -13,6 +13,7 @@ from chatwright.inspection.ledger import Ledger
 from chatwright.models.weights import read_config
 from chatwright.optim.schedules import multipliers
 from chatwright.recipes.data import RunData, TextSetup
+from chatwright.recipes.joined_packs import NOT_EXACT
 from chatwright.recipes.model_figures import model_figures
 from chatwright.recipes.planned_sources import PlannedSource, planned_sources
 from chatwright.recipes.run_settings import RunSettings
@@ -67,10 +68,14 @@ def learning_rate_multipliers(settings: RunSettings, data: TrainingData) -> list
 
 def shown_learning_rates(settings: RunSettings, data: TrainingData) -> list[float]:
     """The learning rates of up to 60 evenly spaced steps."""
+    return some_rates(settings, learning_rate_multipliers(settings, data))
+
+
+def some_rates(settings: RunSettings, multiplied: Sequence[float]) -> list[float]:
+    """The learning rates at up to 60 evenly spaced ones of a schedule's multipliers."""
     peak = settings.optimizer.learning_rate * settings.optimizer.rate_factor
-    rates = np.array(learning_rate_multipliers(settings, data)) * peak
-    shown = np.unique(np.linspace(0, len(rates) - 1, min(60, len(rates))).astype(int))
-    return [float(rates[index]) for index in shown]
+    places = np.unique(np.linspace(0, len(multiplied) - 1, min(60, len(multiplied))).astype(int))
+    return [float(multiplied[place] * peak) for place in places]
 
 
 def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
@@ -110,6 +115,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         memory=model.memory,
         sources=sources,
         warnings=[
+            *([] if settings.packing.exact else [NOT_EXACT]),
             *_warnings(data, int(lengths.max())),
             *_repeated(sources),
             *([compared.warning] if compared.warning else []),

@@ -10,6 +10,7 @@ import numpy as np
 from chatwright.inspection.ledger import Ledger
 from chatwright.preparation.logical_reader import Window
 from chatwright.recipes.data import RunData
+from chatwright.recipes.hardware import Hardware
 from chatwright.recipes.model_figures import model_figures
 from chatwright.recipes.planning import longer_than_context, plan_run, shown_learning_rates
 from chatwright.recipes.run_settings import RunSettings
@@ -82,11 +83,16 @@ class StreamPlan:
         return asdict(self)
 
 
-def plan_record(settings: RunSettings, data: TrainingData) -> dict[str, Any]:
-    """What `chatwright plan --json` gives and a run folder keeps: the plan and the ledger."""
-    if isinstance(data, RunData):
-        return {"plan": plan_run(settings, data).to_dict(), "ledger": data.ledger.to_dict()}
-    return {"plan": plan_stream(settings, data).to_dict(), "ledger": first_ledger(data).to_dict()}
+def plan_record(settings: RunSettings, data: TrainingData, hardware: Hardware | None = None) -> dict[str, Any]:
+    """What `chatwright plan --json` gives and a run folder keeps: the plan and the ledger.
+
+    Args:
+        hardware: devices whose hours are told too, as `time` in the plan.
+    """
+    figures = plan_run(settings, data) if isinstance(data, RunData) else plan_stream(settings, data)
+    ledger = data.ledger if isinstance(data, RunData) else first_ledger(data)
+    time = {"time": hardware.account(figures.training_flops)} if hardware is not None else {}
+    return {"plan": {**figures.to_dict(), **time}, "ledger": ledger.to_dict()}
 
 
 def first_ledger(data: StreamedData) -> Ledger:
