@@ -124,6 +124,30 @@ class TokenStore:
             chosen_lengths=self.chosen_lengths[examples],
         )
 
+    def cut(self, examples: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> TokenStore:
+        """A store of pieces: tokens `starts[p]:stops[p]` of `examples[p]`, in this order; they keep keys and weights.
+
+        What the first token of a piece was trained with is not counted: nothing of its piece predicts it.
+
+        Args:
+            examples, starts, stops: int64 `[P]`.
+        """
+        lengths = stops - starts
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        tokens = np.repeat(self.offsets[examples] + starts - ends[:-1], lengths) + np.arange(ends[-1])
+        none = np.zeros(len(examples), dtype=np.int32)  # a pair can't be cut: what is joined isn't one
+        return replace(
+            self,
+            ids=self.ids[tokens],
+            offsets=ends,
+            source_index=self.source_index[examples],
+            rows=self.rows[examples],
+            parts=self.parts[examples],
+            prompt_lengths=none,
+            chosen_lengths=none,
+            **_weight_columns(self.weights[tokens], np.repeat(np.arange(len(examples)), lengths), ends),
+        )
+
     @staticmethod
     def from_examples(examples: Iterable[RenderedExample], vocab_size: int | None = None) -> TokenStore:
         """Gather rendered examples, in their order.
@@ -145,10 +169,7 @@ def concatenate(stores: Sequence[TokenStore]) -> TokenStore:
     if len(stores) == 1:
         return stores[0]
     sources, index = merge_sources(stores)
-    joined = {
-        name: np.concatenate([getattr(store, name) for store in stores])
-        for name in _JOINED
-    }
+    joined = {name: np.concatenate([getattr(store, name) for store in stores]) for name in _JOINED}
     return TokenStore(
         sources=sources,
         source_index=np.concatenate(index),

@@ -112,7 +112,7 @@ def build_trainer(
 def _pad_to(settings: RunSettings, runtime: Runtime) -> int | None:
     """On an accelerator every pack has the same number of tokens, so that kernels and memory are reused."""
     return (
-        settings.packing.tokens_per_pack if runtime.device.type != "cpu" and settings.packing.by == "tokens" else None
+        settings.packing.tokens_per_pack if runtime.device.type != "cpu" and settings.packing.by != "examples" else None
     )
 
 

@@ -224,8 +224,6 @@ class RunSettings(Settings):
 
 def _against_constant_length(settings: RunSettings) -> Iterator[str]:
     """What a stream of joined conversations can't be."""
-    if settings.stage not in ("pretrain", "mid", "sft"):
-        yield f"stage: {settings.stage} would see its replies cut; set packing.by: tokens"
     if settings.streaming is not None:
         yield "the whole data is joined before it is cut, so that it can't be streamed; set packing.by: tokens"
     if settings.data and settings.data[0].weight is not None:
