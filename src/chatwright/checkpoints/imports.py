@@ -14,6 +14,7 @@ from chatwright.checkpoints.gguf import convert_gguf
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import MANIFEST_NAME, find_damage, read_manifest
 from chatwright.checkpoints.minimind import convert_minimind, read_pth_name
+from chatwright.checkpoints.nanochat import convert_nanochat, find_checkpoint
 from chatwright.checkpoints.store import best_checkpoint, latest_checkpoint, list_checkpoints
 from chatwright.errors import CheckpointError, ModelError
 
@@ -67,7 +68,8 @@ def resolve_model(name: str | Path, cache: Path | None = None) -> ResolvedModel:
     Args:
         name: a Hugging Face folder; a run of ours (its newest complete checkpoint; `run:best` its best one); one
             checkpoint; a PEFT adapter folder; a GGUF file, or a folder with one; a `.pth` file of MiniMind
-            (`FILE.pth:FOLDER` names its tokenizer); a hub name `owner/name` or `owner/name@revision`
+            (`FILE.pth:FOLDER` names its tokenizer); a checkpoint of nanochat (`nanochat:sft/d10@700`, see
+            `nanochat.find_checkpoint`); a hub name `owner/name` or `owner/name@revision`
             (`hub:owner/name` where a local folder has that name); an alias of `ALIASES`.
         cache: see `cache_folder`.
 
@@ -80,6 +82,8 @@ def resolve_model(name: str | Path, cache: Path | None = None) -> ResolvedModel:
         return ResolvedModel(convert_gguf(_packaged_gguf(text), cache), text)
     if pth := read_pth_name(text):
         return ResolvedModel(convert_minimind(pth, cache), pth.source)
+    if found := find_checkpoint(text):
+        return ResolvedModel(convert_nanochat(found, cache), found.source)
     path = Path(text).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
