@@ -98,3 +98,16 @@ def test_every_preset_makes_a_model_from_its_defaults_alone() -> None:
     for name, preset in PRESETS.items():
         config = preset_config(name, 512, {})
         assert config.vocab_size == 512 and preset.summary
+
+
+def test_minimind_begins_as_torchs_linear_layers_do() -> None:
+    config = preset_config("minimind", 320, {"hidden_size": 64, "num_layers": 2})
+    assert config.initialization is Initialization.TORCH_LINEAR
+    for name, parameter in init_model(config, seed=3).named_parameters():
+        if parameter.ndim == 1:
+            assert bool((parameter == 1).all()), name
+            continue
+        rows, width = parameter.shape
+        bound = float(torch.nn.Linear(width, rows, bias=False).weight.abs().max())  # both come near 1/√in
+        assert float(parameter.abs().max()) == pytest.approx(bound, rel=0.02), name
+        assert float(parameter.detach().std()) == pytest.approx(width**-0.5 / 3**0.5, rel=0.05), name

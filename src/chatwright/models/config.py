@@ -28,10 +28,11 @@ class Activation(StrEnum):
 
 
 class Initialization(StrEnum):
-    """How fresh weights are drawn (`initialization`): `normal` with one deviation, or nanochat's rule."""
+    """How fresh weights are drawn (`initialization`): `normal` with one deviation, nanochat's, or torch's own."""
 
     NORMAL = "normal"
     NANOCHAT = "nanochat"
+    TORCH_LINEAR = "torch_linear"
 
 
 @dataclass(frozen=True, slots=True)

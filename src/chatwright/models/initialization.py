@@ -15,6 +15,9 @@ _RESIDUAL_WRITERS = ("o_proj.weight", "fc2.weight", "down_proj.weight")
 def initialize(name: str, parameter: torch.Tensor, config: DecoderConfig, generator: torch.Generator) -> None:
     """Fill one parameter in place: norms 1 (0 where the norm adds 1), biases 0, all else by `deviation`.
 
+    `torch_linear` is uniform within ±1/√in, what `torch.nn.Linear` begins with: MiniMind's code of 2025 leaves it so,
+    its tied embedding (the head's weight) included.
+
     Args:
         name: its full name in the model. parameter: any shape, on the host.
         generator: moved on by every matrix, so that the order of the calls belongs to the result.
@@ -22,6 +25,10 @@ def initialize(name: str, parameter: torch.Tensor, config: DecoderConfig, genera
     with torch.no_grad():
         if parameter.ndim < 2:
             parameter.fill_(1.0 if name.endswith("norm.weight") and not config.norm_plus_one else 0.0)
+            return
+        if config.initialization is Initialization.TORCH_LINEAR:
+            bound = 1.0 / math.sqrt(parameter.shape[-1])
+            parameter.uniform_(-bound, bound, generator=generator)
             return
         parameter.normal_(0.0, deviation(name, parameter.shape, config), generator=generator)
 

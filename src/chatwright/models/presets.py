@@ -121,6 +121,11 @@ def _nearest_divisor(number: int, wanted: float) -> int:
     return min(reversed(divisors), key=lambda each: abs(each - max(1, round(wanted))))
 
 
+def _minimind(vocab_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """MiniMind's model/model_minimind.py of 2025: a Llama that begins with torch's own weights."""
+    return {**_llama(vocab_size, options), "chatwright_initialization": "torch_linear"}
+
+
 PRESETS: dict[str, Preset] = {
     "llama": Preset(
         "a Llama of any size",
@@ -142,7 +147,7 @@ PRESETS: dict[str, Preset] = {
         _nanochat,
     ),
     "minimind": Preset(
-        "MiniMind's dense model, a Llama; 512 × 8 and 6,400 tokens make its 25.8 million parameters",
+        "MiniMind's dense model of 2025, a Llama; 512 × 8 and 6,400 tokens make its 25.8 million parameters",
         {
             "hidden_size": 512,
             "num_layers": 8,
@@ -153,7 +158,7 @@ PRESETS: dict[str, Preset] = {
             "rope_theta": 1_000_000.0,
             "tied": True,
         },
-        _llama,
+        _minimind,
     ),
 }
 """Every preset by name."""
