@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from chatwright.layouts import SegmentLayout
 from chatwright.losses.linear_cross_entropy import weighted_nll
+from chatwright.models.moe import EXPERT_COUNTS, ROUTER_PROBS
 from chatwright.models.output_head import OutputHead
 from chatwright.optim.flat_gradients import FlatGradients, flat_views
 from chatwright.runtime import Runtime
 from chatwright.selftest.context import Context, reference_dtype
-from chatwright.selftest.outcome import LawOutcome, bound_for, judged, worst_relative
+from chatwright.selftest.outcome import LawOutcome, bound_for, judged, waived, worst_relative
 from chatwright.train.objectives import next_token_nll
 from chatwright.train.parallel import prepare_module
 from chatwright.train.step import accumulate_step
@@ -32,6 +33,10 @@ class SimulatedRank(Runtime):
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Leave `tensor` as it is; the gradients of all ranks gather in one buffer."""
         return tensor
+
+    def union(self, names: set[str]) -> list[str]:
+        """This rank's names alone."""
+        return sorted(names)
 
 
 class GradientMeter:
@@ -62,11 +67,13 @@ class GradientMeter:
             ids, weights = (torch.tensor(array) for array in self.context.sample.data.store.example(member))
             x = ids.long().to(self.context.runtime.device)
             layout = SegmentLayout.from_lengths([len(x)], device=x.device)
-            hidden, _ = model(x, torch.arange(len(x), device=x.device), layout)
+            hidden, aux = model(x, torch.arange(len(x), device=x.device), layout)
             logits = model.output_head().logits(hidden)  # type: ignore[operator]
             losses = F.cross_entropy(logits[:-1], x[1:], reduction="none")
-            (losses * weights[1:].to(losses)).sum().backward()  # type: ignore[no-untyped-call]
-            total += float(weights[1:].double().sum())
+            weight = float(weights[1:].double().sum())
+            loss = (losses * weights[1:].to(losses)).sum() + weight * plain_load_balance(model, aux, len(x))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += weight
         return self.buffer.flat / total
 
     def error(self, expected: torch.Tensor, found: torch.Tensor) -> tuple[float, str]:
@@ -75,8 +82,23 @@ class GradientMeter:
         return worst_relative(self.names, flat_views(expected, parameters), flat_views(found, parameters))
 
 
+def plain_load_balance(model: Any, aux: dict[str, torch.Tensor], tokens: int) -> torch.Tensor | float:
+    """The weighted load-balance loss of one example by its definition; 0 for a dense model."""
+    if EXPERT_COUNTS not in aux:
+        return 0.0
+    moe, layers = model.config.moe, zip(aux[EXPERT_COUNTS][:, 0], aux[ROUTER_PROBS][:, 0], strict=True)
+    loss: torch.Tensor = sum(
+        moe.num_experts * (counts / (moe.experts_per_token * tokens)) @ (probs / tokens) for counts, probs in layers
+    )
+    return moe.aux_loss_weight * loss
+
+
 def gradient_laws(context: Context) -> list[LawOutcome]:
     """Packed = one by one; and any split of the step into micro-batches and ranks = one pack."""
+    moe = getattr(context.model.config, "moe", None)
+    if moe is not None and moe.aux_loss_weight and not moe.aux_per_segment:
+        reason = "moe.exact is false: the load-balance loss is of all that a pack holds"
+        return [waived(name, "the gradient of a step, cut otherwise", reason) for name in ("packing", "splits")]
     with context.in_double() as dtype:
         return _gradient_laws(context, bound_for(dtype, 1e-3, 1e-10), str(dtype).removeprefix("torch."))
 
