@@ -29,15 +29,21 @@ _HOMES = {
     "talk_to": "chatwright.recipes.talking",
     "score_replies": "chatwright.recipes.showcase",
     "SamplingSettings": "chatwright.inference.sampling",
+    "SFTConfig": "chatwright.recipes.sft_trainer",
+    "SFTTrainer": "chatwright.recipes.sft_trainer",
+    "LoraSettings": "chatwright.adapters.settings",
 }
 
 __all__ = [
     "Conversation",
     "Hook",
+    "LoraSettings",
     "LossSum",
     "Message",
     "Part",
     "RunSettings",
+    "SFTConfig",
+    "SFTTrainer",
     "SamplingSettings",
     "UserError",
     "__version__",
@@ -54,6 +60,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from chatwright.adapters.settings import LoraSettings
     from chatwright.conversations.schema import Conversation, Message, Part
     from chatwright.errors import UserError
     from chatwright.inference.sampling import SamplingSettings
@@ -63,6 +70,7 @@ if TYPE_CHECKING:
     from chatwright.recipes.data import build_data
     from chatwright.recipes.model import build_model
     from chatwright.recipes.run_settings import RunSettings, load_recipe
+    from chatwright.recipes.sft_trainer import SFTConfig, SFTTrainer
     from chatwright.recipes.showcase import score_replies
     from chatwright.recipes.talking import talk_to
     from chatwright.runtime import start_runtime

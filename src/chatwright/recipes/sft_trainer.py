@@ -1,0 +1,267 @@
+"""TRL's few lines: `SFTTrainer(model=…, args=SFTConfig(…), train_dataset=…, peft_config=…)`, on our five build lines.
+
+A door, not a second trainer: names are translated to a recipe (`trainer.settings`), which trains as from the command
+line. An argument that a recipe can't say is an error that names it; nothing is passed over in silence.
+Names and defaults: TRL `SFTConfig`, `SFTTrainer`; transformers `TrainingArguments`; peft `LoraConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chatwright.adapters.peft_config import REFUSED
+from chatwright.adapters.settings import LoraSettings
+from chatwright.checkpoints.export import ExportReport, export_model
+from chatwright.checkpoints.imports import resolve_model
+from chatwright.conversations.foreign_configs import Findings
+from chatwright.conversations.schema import Conversation, Document
+from chatwright.errors import ConfigError, DataError
+from chatwright.recipes.build import RunTrainer, build_trainer
+from chatwright.recipes.data import build_data
+from chatwright.recipes.foreign_recipes import HF_BATCH
+from chatwright.recipes.foreign_training import (
+    REASONS,
+    TRL_DEFAULTS,
+    batch_settings,
+    loop_settings,
+    optimizer_settings,
+)
+from chatwright.recipes.model import build_model
+from chatwright.recipes.run_settings import RunSettings
+from chatwright.runtime import start_runtime
+from chatwright.settings import apply_overrides, build
+from chatwright.train.hooks import Hook
+from chatwright.train.trainer import TrainResult
+
+ROWS = "train_dataset"
+WITHOUT_EFFECT = ("disable_tqdm", "logging_first_step", "log_level", "do_train", "dataloader_pin_memory")
+"""Arguments that change nothing of the training, and are taken without a word."""
+PEFT_DEFAULT_TARGETS = ("q_proj", "v_proj")
+"""What peft adapts where `target_modules` is None, in Llama, Mistral, Qwen and Gemma models."""
+PEFT_REFUSED: dict[str, tuple[Any, ...]] = {
+    **REFUSED,
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
+    **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"), (None, [], ())),
+    "trainable_token_indices": (None,),
+}
+
+
+class SFTConfig:
+    """TRL's training arguments by their own names, such as `max_length`, `max_steps`, `learning_rate`.
+
+    Which of them have a place in a recipe is told when a trainer is made of them. `output_dir` is required, as the run
+    folder.
+    """
+
+    def __init__(self, output_dir: str | Path, **values: Any) -> None:
+        self.values: dict[str, Any] = {"output_dir": str(output_dir), **values}
+
+    def __repr__(self) -> str:
+        return f"SFTConfig({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
+
+
+class SFTTrainer:
+    """A supervised fine-tuning in TRL's words.
+
+    Args:
+        model: folder, hub name, run, GGUF file or alias; what a recipe's `model` can be.
+        args: an `SFTConfig`, or a mapping of its arguments.
+        train_dataset: rows in any format (a list, an iterator, a `datasets.Dataset`), or the path of a file or folder.
+        eval_dataset: the path of held-out data.
+        formatting_func: one row → messages, a row in any format, a `Conversation`, or a text (of which, as in TRL,
+            every token is trained).
+        peft_config: a peft `LoraConfig`, a `LoraSettings`, or a mapping of the latter's fields.
+        overrides: settings of a recipe that TRL has no name for, as the command line's `--set`, such as
+            `template.format=role_text`.
+        hooks: called after the built-in ones.
+
+    Attributes:
+        settings: the recipe.
+
+    Raises:
+        ConfigError: an argument has no place in a recipe, or a value can't be; all of them at once.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        args: SFTConfig | Mapping[str, Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: str | Path | None = None,
+        *,
+        formatting_func: Callable[[Any], Any] | None = None,
+        peft_config: Any = None,
+        overrides: Sequence[str] = (),
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        if not isinstance(model, str | Path):
+            raise ConfigError([f"model: give a name or folder, found a {type(model).__name__}"], source="SFTTrainer")
+        if train_dataset is None:
+            raise ConfigError(["train_dataset: give rows, or the path of a file or folder"], source="SFTTrainer")
+        values = args.values if isinstance(args, SFTConfig) else dict(args or {})
+        made = recipe_of(values, peft_config) | {"model": str(model)}
+        from_path = isinstance(train_dataset, str | Path)
+        if from_path and formatting_func is not None:
+            raise ConfigError(
+                ["formatting_func takes rows: read them first (datasets.load_dataset, or json), or leave it out"],
+                source="SFTTrainer",
+            )
+        if from_path:
+            made["data"] = [{"path": str(train_dataset)}]
+        if eval_dataset is not None:
+            made["heldout"] = {"data": [{"path": _path_of(eval_dataset)}]}
+        self.settings = build(RunSettings, apply_overrides(made, overrides), "SFTTrainer")
+        self._sources = None if from_path else {ROWS: _formatted(train_dataset, formatting_func)}
+        self._hooks = tuple(hooks)
+
+    def train(self, resume_from_checkpoint: bool = False) -> TrainResult:
+        """Train to the end; checkpoints, metrics and report.md are in `output_dir`, as of any run.
+
+        Args:
+            resume_from_checkpoint: go on from the newest complete checkpoint in `output_dir`.
+
+        Raises:
+            UserError: of data, model or run folder, as `chatwright train` tells it.
+        """
+        return self._build(resume_from_checkpoint).train()
+
+    def save_model(self, output_dir: str | Path | None = None) -> ExportReport:
+        """Write the newest checkpoint as a Hugging Face folder in float32; an adapter as a peft folder.
+
+        Args:
+            output_dir: a new or empty folder; by default `model` inside the run's.
+
+        Raises:
+            ModelError: nothing is trained yet, or the folder holds something else.
+        """
+        out = Path(self.settings.out) / "model" if output_dir is None else Path(output_dir)
+        return export_model(resolve_model(self.settings.out), out, dtype="float32")
+
+    def _build(self, resume: bool) -> RunTrainer:
+        settings = self.settings
+        runtime = start_runtime(settings.train.device, settings.train.threads)
+        data = build_data(settings, self._sources)
+        model = build_model(settings, data.text, runtime)
+        return build_trainer(settings, data, model, runtime, resume=resume, hooks=self._hooks)
+
+
+def recipe_of(values: Mapping[str, Any], peft_config: Any = None) -> dict[str, Any]:
+    """TRL's arguments as a recipe without model and data.
+
+    Raises:
+        ConfigError: naming every argument that has no place in one, and why.
+    """
+    config = Findings(values, Path())
+    config.made = {"recipe_version": 1, "stage": "sft"}
+    problems: list[str] = []
+    if "max_length" in config.empty:
+        problems.append("max_length: None is no limit; give the most tokens of an example (longer ones are cut)")
+    config.put("max_tokens", int(config.take("max_length", 1024)), "max_length")
+    config.made["overflow"] = "truncate"
+    _masks(config)
+    packs, strategy = bool(config.take("packing")), str(config.take("packing_strategy", "bfd"))
+    batch_settings(config, TRL_DEFAULTS, packs, HF_BATCH)
+    if packs and strategy == "wrapped":
+        config.put("packing.by", "constant_length", "packing_strategy")
+    optimizer_settings(config, TRL_DEFAULTS)
+    loop_settings(config, TRL_DEFAULTS, "num_train_epochs", evaluates=True)
+    quantized = _quantization(config, problems)
+    if peft_config is not None:
+        config.made["adapter"] = {**_adapter(peft_config, problems), **quantized}
+    elif quantized:
+        problems.append("model_init_kwargs: a 4-bit base is frozen; give peft_config, the adapter to train beside it")
+    config.close(REASONS, otherwise="not known; the names are TRL's and transformers' own")
+    problems += [f"{key}: {why}" for key, _, why in config.unmapped if key not in WITHOUT_EFFECT]
+    if problems:
+        raise ConfigError(problems, source="SFTConfig")
+    return config.made
+
+
+def _masks(config: Findings) -> None:
+    """The replies are trained unless the whole is asked for."""
+    given = [config.take("assistant_only_loss"), config.take("completion_only_loss")]
+    if False in given and True not in given:
+        config.made["template"] = {"train_on": "everything"}
+
+
+def _quantization(config: Findings, problems: list[str]) -> dict[str, Any]:
+    """A `BitsAndBytesConfig` among `model_init_kwargs` as the adapter's base."""
+    options = dict(config.take("model_init_kwargs") or {})
+    chosen = options.pop("quantization_config", None)
+    problems += [f"model_init_kwargs: {name} has no place in a recipe" for name in options]
+    if chosen is None:
+        return {}
+    plain = chosen if isinstance(chosen, Mapping) else vars(chosen)
+
+    def of(name: str) -> Any:
+        return plain.get(name, plain.get(f"_{name}"))
+
+    if not of("load_in_4bit") or of("bnb_4bit_quant_type") != "nf4":
+        problems.append("model_init_kwargs: of quantization_config only load_in_4bit with bnb_4bit_quant_type nf4")
+        return {}
+    return {"base": "nf4", "double_quantization": bool(of("bnb_4bit_use_double_quant"))}
+
+
+def _adapter(given: Any, problems: list[str]) -> dict[str, Any]:
+    """Ours as it is; peft's `LoraConfig` translated, with every field that would change the outputs otherwise."""
+    if isinstance(given, LoraSettings):
+        return given.model_dump()
+    if isinstance(given, Mapping):
+        return dict(given)
+    if not hasattr(given, "to_dict"):
+        problems.append(f"peft_config: give a LoraConfig or LoraSettings, found a {type(given).__name__}")
+        return {}
+    plain = given.to_dict()
+    kind = str(getattr(plain.get("peft_type"), "value", plain.get("peft_type")))
+    if kind != "LORA":
+        problems.append(f"peft_config: peft_type {kind} (only LORA)")
+        return {}
+    problems += [
+        f"peft_config: {name} = {plain[name]!r} isn't supported"
+        for name, good in PEFT_REFUSED.items()
+        if name in plain and plain[name] not in good
+    ]
+    if (start := plain.get("init_lora_weights", True)) is not True:
+        problems.append(f"peft_config: init_lora_weights = {start!r}; A is drawn uniformly and B is zero here (True)")
+    names = plain.get("target_modules")
+    targets = [names] if isinstance(names, str) else sorted(names) if names else list(PEFT_DEFAULT_TARGETS)
+    if isinstance(names, str) and names != "all-linear":
+        problems.append(f"peft_config: target_modules {names!r} is a regular expression; give a list of names")
+    return {
+        "rank": plain["r"],
+        "alpha": plain["lora_alpha"],
+        "dropout": plain.get("lora_dropout", 0.0),
+        "scaling": "rslora" if plain.get("use_rslora") else "standard",
+        "targets": targets,
+    }
+
+
+def _path_of(dataset: Any) -> str:
+    if not isinstance(dataset, str | Path):
+        found = type(dataset).__name__
+        raise ConfigError([f"eval_dataset: give the path of a file or folder, found a {found}"], source="SFTTrainer")
+    return str(dataset)
+
+
+def _formatted(rows: Any, function: Callable[[Any], Any] | None) -> Any:
+    """The rows as they are, or each one through the user's function."""
+    return rows if function is None else list(_each_formatted(rows, function))
+
+
+def _each_formatted(rows: Any, function: Callable[[Any], Any]) -> Iterator[Any]:
+    for number, row in enumerate(rows):
+        made = function(row)
+        if isinstance(made, str):
+            yield Document(made, ROWS, number)
+        elif isinstance(made, list) and all(isinstance(each, Mapping) for each in made):
+            yield {"messages": made}
+        elif isinstance(made, Mapping | Conversation | Document):
+            yield made
+        else:
+            raise DataError(
+                f"formatting_func returned a {type(made).__name__} for row {number}",
+                source=ROWS,
+                hint="return one row's text, messages, mapping or Conversation; it is called with one row at a time",
+            )
