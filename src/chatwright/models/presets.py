@@ -126,6 +126,19 @@ def _minimind(vocab_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**_llama(vocab_size, options), "chatwright_initialization": "torch_linear"}
 
 
+def _minimind_moe(vocab_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same file's mixture of experts: all experts, the shared ones too, are as large as the dense block."""
+    return {
+        **_minimind(vocab_size, options),
+        "model_type": "minimind",
+        "use_moe": True,
+        "n_routed_experts": options["num_experts"],
+        "num_experts_per_tok": options["experts_per_token"],
+        "n_shared_experts": options["num_shared_experts"],
+        "aux_loss_alpha": options["aux_loss_weight"],
+    }
+
+
 PRESETS: dict[str, Preset] = {
     "llama": Preset(
         "a Llama of any size",
@@ -159,6 +172,24 @@ PRESETS: dict[str, Preset] = {
             "tied": True,
         },
         _minimind,
+    ),
+    "minimind-moe": Preset(
+        "MiniMind's mixture of experts of 2025; 640 × 8 and 6,400 tokens make MiniMind2-MoE's 145 million parameters",
+        {
+            "hidden_size": 640,
+            "num_layers": 8,
+            "num_heads": 8,
+            "num_kv_heads": 2,
+            "intermediate_size": None,
+            "num_experts": 4,
+            "experts_per_token": 2,
+            "num_shared_experts": 1,
+            "aux_loss_weight": 0.1,
+            "max_positions": 32_768,
+            "rope_theta": 1_000_000.0,
+            "tied": True,
+        },
+        _minimind_moe,
     ),
 }
 """Every preset by name."""
