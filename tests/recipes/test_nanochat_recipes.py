@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from chatwright.errors import UserError
+from chatwright.optim.settings import MuonSettings
 from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.planning import plan_run
 from chatwright.recipes.run_settings import RunSettings, load_recipe
+from nanochat_files import encoding_state, model_config, trained_ranks, write_checkpoint, write_tokenizer
 from shared_files import shared
-from training_runs import write_rows
+from training_runs import train, write_rows
 
 ROWS = {
     "ARC-Easy": 2_251,
@@ -125,7 +127,9 @@ def test_the_local_substitute_is_about_as_long(
 
 def test_both_recipes_share_nanochats_settings() -> None:
     def common(name: str) -> dict[str, Any]:
-        return load_recipe(name).model_dump(exclude={"data", "heldout", "model", "out"})
+        return load_recipe(name).model_dump(
+            exclude={"data": True, "heldout": True, "model": True, "out": True, "optimizer": {"rules"}}
+        )
 
     assert common("nanochat_sft") == common("nanochat_sft_local")
     recipe = load_recipe("nanochat_sft")
@@ -134,3 +138,32 @@ def test_both_recipes_share_nanochats_settings() -> None:
     assert recipe.tracking.nanochat_names
     packing = recipe.packing
     assert (packing.by, packing.examples_per_step, packing.last_step) == ("examples", 32, "drop")
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.rate_factor, optimizer.max_grad_norm) == ("muon", 0.02, None)
+    assert optimizer.muon == MuonSettings(learning_rate=0.02, momentum=0.95, momentum_warmup_steps=0)
+    assert [(rule.pattern, rule.learning_rate) for rule in optimizer.rules] == [("*embed_tokens*", 0.2)]
+    assert load_recipe("nanochat_sft_local").optimizer.rules == ()
+
+
+def test_mid_training_cuts_one_stream(folder: Path, tmp_path: Path) -> None:
+    """nanochat's base model as the parent, its buffer of tokens, every token trained."""
+    ranks = trained_ranks()
+    write_tokenizer(tmp_path / "nanochat/tokenizer", encoding_state(ranks))
+    base = tmp_path / "nanochat/base_checkpoints"
+    write_checkpoint(base / "d2", 10, model_config(vocab_size=len(ranks) + 9))
+    smoltalk = "data=[{task: smoltalk, stop: 40}]"
+    small = [
+        "packing.packs_per_step=2",
+        "packing.tokens_per_pack=128",
+        "max_tokens=128",
+        "heldout.data=[]",
+        "eval.every=null",
+    ]
+    settings = load_recipe("nanochat_mid", [f"model=nanochat:{base}", smoltalk, *small, f"out={tmp_path / 'run'}"])
+    run = train(settings.model_copy(update={"train": settings.train.model_copy(update={"device": "cpu"})}))
+    lengths = run.data.store.lengths
+    assert run.result.progress.step == -(-lengths.sum() // 256)
+    assert run.result.progress.tokens >= lengths.sum()
+    rates = {name: group.learning_rate for group in run.trainer.trainer.optimizer.groups for name in group.names}
+    assert rates["model.embed_tokens.weight"] == pytest.approx(0.2 * (32 / 768) ** -0.5)
+    assert rates["model.layers.0.mlp.fc1.weight"] == 0.02
