@@ -174,7 +174,7 @@ def differing_bits(first: Path, second: Path) -> list[str]:
 def log_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log without timings."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if not key.endswith("seconds")} for line in lines]
 
 
 # Runs as commands

@@ -20,6 +20,7 @@ from chatwright.errors import UserError
 from chatwright.evals.choice import LetterTokens
 from chatwright.evals.local import LocalSubject
 from chatwright.evals.run import EvalSettings, Session, TaskResult, evaluate_task
+from chatwright.evals.scores import is_binary, scores_of
 from chatwright.evals.selection import Selected
 from chatwright.evals.trials import asked
 from chatwright.inference.responder import Responder, make_engine
@@ -205,7 +206,7 @@ class Evaluator:
             subject = LocalSubject("the model in training", responder, f"step {step}")
             results = [evaluate_task(subject, task, task.settings, self.session) for task in self.tasks]
             samples = self._samples(responder)
-        scores = {result.label: score_of(result) for result in results}
+        scores = {name: score for result in results for name, score in metrics_of(result).items()}
         values |= {name: score.mean for name, score in scores.items()}
         return Evaluation(step, values, scores, samples)
 
@@ -220,6 +221,15 @@ class Evaluator:
         told = {json.dumps([number, shown(reply)]) for number, reply in zip(mine, replies, strict=True)}
         by_number = dict(json.loads(each) for each in session.crew.meet(told))
         return tuple((prompt, by_number[number]) for number, prompt in enumerate(prompts))
+
+
+def metrics_of(result: TaskResult) -> dict[str, Score]:
+    """A task's score by its name; of several replies that are right or wrong, `NAME pass@k` besides (see `scores_of`)."""
+    found = {result.label: score_of(result)}
+    if result.samples > 1 and is_binary(result):
+        told = {each.metric: Score(sum(each.amounts.values()), len(each.amounts)) for each in scores_of(result)}
+        found |= {f"{result.label} {metric}": score for metric, score in told.items() if metric != "pass@1"}
+    return found
 
 
 def score_of(result: TaskResult) -> Score:

@@ -29,7 +29,8 @@ class EvaluationTask(Settings):
         split: which of its parts; `test` where not given, or the last one of a task that has no test split.
         name: what its metric is called; the task's name where not given.
         limit: at most so many problems, the same ones each time; null takes all.
-        samples: replies to each problem; the score is their mean.
+        samples: replies to each problem; the score is their mean, and where they are right or wrong, `NAME pass@k`
+            tells how likely one of k is right.
         temperature: how replies are drawn, 0 takes the most likely token; where not given, as `chatwright eval`: 0 for
             one reply a problem, 0.8 for several.
         max_new_tokens: room for a reply; the task's own where not given.

@@ -116,7 +116,7 @@ def _met(run: RunRecord, name: str) -> str:
 def _evaluation_of(recipe: Mapping[str, Any], name: str) -> str | None:
     """What contamination reports call the task behind a metric; None where this version doesn't know the recipe's."""
     for task in recipe.get("eval", {}).get("tasks", ()):
-        if name == (task.get("name") or task.get("task")):
+        if name.split(" pass@")[0] == (task.get("name") or task.get("task")):
             try:
                 return evaluation_name(make_task(task["task"], **task.get("task_options", {})))
             except ConfigError:
