@@ -66,8 +66,15 @@ def _cells(figures: OutlinePlan | None, hardware: Hardware | None) -> list[str]:
     """A stage's columns behind its kind; `-` for what isn't known."""
     numbers = (figures.parameters, figures.steps, figures.tokens) if figures is not None else (None,) * 3
     flops = figures.training_flops if figures is not None else None
-    cells = [f"{number:,}" if number is not None else "-" for number in numbers]
+    cells = [_short(number) if number is not None else "-" for number in numbers]
     cells.append(compute_cell(flops).partition(" (")[0] if flops is not None else "-")
     if hardware is not None:
         cells.append(f"{hardware.hours(flops):,.2f}" if flops is not None else "-")
     return cells
+
+
+def _short(number: int) -> str:
+    """Large counts in millions and billions, so that a table fits 80 columns; JSON has them exactly."""
+    if number < 1_000_000:
+        return f"{number:,}"
+    return f"{number / 1e6:,.1f} M" if number < 1_000_000_000 else f"{number / 1e9:,.2f} B"
