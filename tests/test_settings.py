@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chatwright.errors import ConfigError
+from chatwright.recipes.chain_settings import is_chain, load_chain
 from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
 from chatwright.settings import apply_overrides, build, dump_yaml, parse_yaml, read_yaml
 
@@ -73,10 +74,12 @@ def test_impossible_combinations_are_refused() -> None:
 
 def test_a_recipe_written_out_reads_back_the_same(tmp_path: Path) -> None:
     for name in shipped_recipes():
-        settings = load_recipe(name, ["train.seed=5"])
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(dump_yaml(settings), encoding="utf-8")
-        assert load_recipe(str(path)) == settings
+        runs = [load_recipe(name, ["train.seed=5"])] if not is_chain(name) else []
+        runs += [stage.settings for stage in (load_chain(name).runs if is_chain(name) else ())]
+        for settings in runs:
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(dump_yaml(settings), encoding="utf-8")
+            assert load_recipe(str(path)) == settings
 
 
 def test_broken_files_name_their_line(tmp_path: Path) -> None:
