@@ -20,6 +20,7 @@ from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
 from chatwright.conversations.data_settings import TEXT, DataSettings
 from chatwright.conversations.documents import document_conversation
 from chatwright.conversations.files import RawRow
+from chatwright.conversations.preference_types import PairConversation, PreferencePair, pair_conversation
 from chatwright.conversations.preferences import detect_preference_format
 from chatwright.conversations.schema import Conversation, Document
 from chatwright.conversations.sources import memory_rows, require_fields
@@ -126,16 +127,18 @@ def entry_format(entry: DataSettings, head: Sequence[RawRow]) -> str:
 
 
 def given_entry(rows: Any, name: str, train_on: TrainOn, *, pairs: bool = False) -> PlannedEntry:
-    """An entry of rows in memory: lists, iterators, `datasets.Dataset`s, `Conversation`s or `Document`s.
+    """An entry of rows in memory: lists, iterators, `datasets.Dataset`s, `Conversation`s, `Document`s or pairs.
 
     Args:
-        pairs: they are preference pairs.
+        pairs: they are preference pairs: rows of a preference format, or `PreferencePair`s.
 
     Raises:
         DataError: there are no rows, or rows of no known format.
     """
     entry = DataSettings(path=name, preference="pairs" if pairs else None)
     held = rows if hasattr(rows, "features") else list(map(_as_conversation, rows))
+    if pairs and any(isinstance(row, Conversation) and not isinstance(row, PairConversation) for row in held):
+        raise DataError("conversations are no pairs", source=name, hint="give rows with two replies, or PreferencePairs")
     if len(held) and all(isinstance(row, Conversation) for row in held):
         return PlannedEntry(EntryWork(entry, name, "conversations", train_on), partial(named_rows, held, name))
     raw = [row._replace(source=name) for row in memory_rows(held)]
@@ -146,6 +149,8 @@ def given_entry(rows: Any, name: str, train_on: TrainOn, *, pairs: bool = False)
 
 
 def _as_conversation(row: Any) -> Any:
+    if isinstance(row, PreferencePair):
+        return pair_conversation(row)
     return document_conversation(row) if isinstance(row, Document) else row
 
 

@@ -63,5 +63,7 @@ def against_pairs(settings: RunSettings) -> Iterator[str]:
         yield f"stage: {settings.stage} reads all pairs before it begins: remove streaming"
     if settings.overflow is Overflow.SPLIT_TURNS:
         yield "overflow: split_turns would part a prompt from its replies: set drop or truncate"
+    if settings.packing.by == "constant_length":
+        yield "packing.by: constant_length cuts examples, and a pair can't be cut: set tokens or examples"
     if settings.stage == "dpo" and settings.new_model is not None:
         yield "stage: dpo prefers replies that a trained model can give: name a model instead of new_model"

@@ -41,8 +41,8 @@ def _joined(better: RenderedExample, worse: RenderedExample) -> RenderedExample:
     first, last = zip(*(_written(side) for side in (better, worse)), strict=True)
     prompt = _common(better.ids, worse.ids, min(first))
     sides = [(side.ids[prompt:end], side.weights[prompt:end]) for side, end in zip((better, worse), last, strict=True)]
-    alike = all(len(ids) for ids, _ in sides)
-    weights = [np.zeros(prompt, np.float32), *((w > 0).astype(np.float32) * alike for _, w in sides)]
+    both = bool(better.num_supervised and worse.num_supervised)
+    weights = [np.zeros(prompt, np.float32), *((w > 0).astype(np.float32) * both for _, w in sides)]
     return RenderedExample(
         ids=np.concatenate([better.ids[:prompt], *(ids for ids, _ in sides)]),
         weights=np.concatenate(weights),

@@ -15,6 +15,7 @@ from chatwright.losses.loss_sum import LossSum
 from chatwright.losses.preference import PairLoss, dpo_loss
 from chatwright.losses.settings import DpoSettings
 from chatwright.models.transformer import CausalLM
+from chatwright.train.auxiliary import with_auxiliary
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class SideLogProbs:
     Args:
         sums: `[P, 2]` with a graph, over each reply's tokens, in nats; the better reply first.
         lengths: int64 `[P, 2]`, their tokens. per_token: `[N]`, detached.
+        aux: what the model gave beside the hidden states.
     """
 
     sums: torch.Tensor
@@ -54,11 +56,16 @@ def nothing_to_train(model: Any, batch: PackedBatch) -> LossSum:
     return LossSum(hidden.sum() * 0.0, 0.0, 0, hidden.detach().new_zeros(0).float())
 
 
-def pair_sum(found: PairLoss, batch: PairBatch, per_token: torch.Tensor) -> LossSum:
-    """The loss of P pairs as sums; every metric has the weight P."""
-    pairs = float(batch.num_pairs)
-    metrics = {name: (total, pairs) for name, total in found.metrics.items()}
-    return LossSum(found.total, pairs, len(batch.targets), per_token, metrics)
+def pair_sum(
+    found: PairLoss, batch: PairBatch, per_token: torch.Tensor, model: Any, aux: Mapping[str, torch.Tensor]
+) -> LossSum:
+    """The loss of P pairs as sums, experts' balance added; every metric has the weight P."""
+    pairs = batch.num_pairs
+    metrics = {name: (total, float(pairs)) for name, total in found.metrics.items()}
+    outcome = LossSum(found.total, float(pairs), len(batch.targets), per_token, metrics)
+    halves = torch.full((2 * pairs,), 0.5, device=per_token.device)  # a pair is two segments, padding none
+    weights = torch.cat([halves, halves.new_zeros(batch.layout.num_segments - 2 * pairs)])
+    return with_auxiliary(outcome, model, aux, batch, weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +98,4 @@ class DpoObjective:
             label_smoothing=chosen.label_smoothing,
             sft_weight=chosen.sft_weight,
         )
-        return pair_sum(found, batch, -sides.per_token.float())
+        return pair_sum(found, batch, -sides.per_token.float(), model, sides.aux)
