@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_examples import SIZES, pair_store, plain_sides
 
 from chatwright.batches.loader import step_batches
 from chatwright.batches.pairs import PairBatch, collate_pairs
 from chatwright.batches.token_cache import load_store, save_store
 from chatwright.batches.token_store import concatenate
 from chatwright.packing.plan import PackingSettings, plan_packs
+from pair_examples import SIZES, pair_store, plain_sides
 
 
 def predictions(batch: PairBatch) -> list[list[tuple[tuple[int, ...], int]]]:

@@ -138,7 +138,7 @@ def given_entry(rows: Any, name: str, train_on: TrainOn, *, pairs: bool = False)
     entry = DataSettings(path=name, preference="pairs" if pairs else None)
     held = rows if hasattr(rows, "features") else list(map(_as_conversation, rows))
     if pairs and any(isinstance(row, Conversation) and not isinstance(row, PairConversation) for row in held):
-        raise DataError("conversations are no pairs", source=name, hint="give rows with two replies, or PreferencePairs")
+        raise DataError("conversations are no pairs", source=name, hint="give rows with two replies each")
     if len(held) and all(isinstance(row, Conversation) for row in held):
         return PlannedEntry(EntryWork(entry, name, "conversations", train_on), partial(named_rows, held, name))
     raw = [row._replace(source=name) for row in memory_rows(held)]
