@@ -97,6 +97,16 @@ def _weight_bytes(settings: RunSettings, config: DecoderConfig, width: int) -> i
     return total - sum(sizes) * width + sum(nf4_bytes(size, settings.adapter.double_quantization) for size in sizes)
 
 
+def _inner_activations(config: DecoderConfig) -> int:
+    """Numbers that a token keeps within a layer's feed-forward block, the mean over layers."""
+    dense = (3 if config.gated else 2) * config.intermediate_size
+    if (moe := config.moe) is None:
+        return dense
+    routed = moe.experts_per_token * (3 * moe.intermediate_size + 2 * config.hidden_size)  # its rows in and out
+    sparse = routed + moe.num_shared * dense + 2 * moe.num_experts
+    return (len(moe.layers) * sparse + (config.num_layers - len(moe.layers)) * dense) // config.num_layers
+
+
 def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trainable: int) -> dict[str, int]:
     """An estimate in bytes: weights, masters, gradients, moments, activations kept for the backward, and the loss."""
     kinds = available_devices()
@@ -109,8 +119,8 @@ def _memory(settings: RunSettings, config: DecoderConfig, most_tokens: int, trai
     )
     low = width == 2
     tokens = min(settings.packing.tokens_per_pack, most_tokens)
-    d, f = config.hidden_size, config.intermediate_size
-    inner = (3 if config.gated else 2) * f
+    d = config.hidden_size
+    inner = _inner_activations(config)
     per_token_layer = 6 * d + 2 * (config.num_heads + config.num_kv_heads) * config.head_dim + inner
     kept_layers = 1 if settings.train.activation_checkpointing else config.num_layers
     activations = tokens * width * (per_token_layer * kept_layers + d * config.num_layers)
