@@ -39,8 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made.mkdir()
     for name in ("arc", "gsm8k", "words"):
         (made / name).symlink_to(shared(f"data/{name}"))
-    for split, count in (("train", 10_500), ("test", 40)):
-        write_rows(made / f"smoltalk/{split}.jsonl", [{"messages": chat(number)} for number in range(count)])
+    for split, numbers in (("train", range(10_500)), ("test", range(50_000, 50_040))):
+        write_rows(made / f"smoltalk/{split}.jsonl", [{"messages": chat(number)} for number in numbers])
     (made / "identity_conversations.jsonl").write_text("".join(json.dumps(chat(n)) + "\n" for n in range(1_000)))
     monkeypatch.setenv("CHATWRIGHT_DATA", str(made))
     monkeypatch.setenv("CHATWRIGHT_CACHE", str(tmp_path / "cache"))
