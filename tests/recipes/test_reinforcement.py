@@ -1,4 +1,4 @@
-"""Reinforcement from the recipe to the checkpoint: what is drawn, what it got, what was trained, and how a run goes on."""
+"""Reinforcement from recipe to checkpoint: what is drawn, what it got, what was trained, and how a run goes on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from chatwright.recipes.data import build_data
 from chatwright.recipes.model import build_model
 from chatwright.recipes.reinforcement import NO_SIGNAL, NOT_TRAINED, RolloutData
 from chatwright.recipes.reinforcement_settings import RlSettings
-from chatwright.recipes.rollouts import Problem, Rollout, Sampler
+from chatwright.recipes.rollouts import Problem, Rollout, Sampler, sampling_of
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.reports.run_document import run_report
+from chatwright.reports.run_record import read_run
 from chatwright.tasks.registry import TASKS, make_task
 from training_runs import CPU, Crash, CrashAfter, differing_bits, prepare, recipe, train, write_rows
 
@@ -102,11 +104,18 @@ def test_a_run_counts_what_it_drew_trained_and_left_out(tiny_model: Path, tmp_pa
     assert trained.tokens == run.result.progress.tokens
     assert entries[Stage.UNPLACED, NOT_TRAINED].rows == 20
     assert [line["step"] for line in run.trainer.run.read_metrics() if "scores" in line] == [0, 5]
+    report = run_report(read_run(tmp_path / "run", RunSettings))
+    curves = {series.name: series.points for section in report.sections for c in section.charts for series in c.series}
+    assert curves["reward"] == tuple((line["step"], line["reward"]) for line in run.steps)
+    assert (
+        f"{run.steps[0]['reward']:.3f} → {run.steps[-1]['reward']:.3f}",
+        "reward of a step's replies",
+    ) in report.tiles
 
 
 def test_steps_without_a_signal_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
     settings = rl_recipe(tiny_model, tmp_path / "run", "no_game", optimizer={"weight_decay": 0.1})
-    trainer, data, model = prepare(settings)
+    trainer, _, _ = prepare(settings)
     before = {name: value.clone() for name, value in trainer.trainer.optimizer.master_state().items()}
     result = trainer.train()
     assert result.progress.step == 5 and result.progress.tokens == 0
@@ -219,7 +228,7 @@ def test_filters_choose_problems_as_they_choose_rows(tiny_model: Path, tmp_path:
 
 
 def test_the_defaults_are_on_policy() -> None:
-    sampling = RlSettings().sampling
+    sampling = sampling_of(RlSettings())
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, None, 1.0)
 
 

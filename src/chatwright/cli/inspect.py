@@ -15,7 +15,7 @@ from chatwright.inspection.contamination_report import ContaminationReport
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import TextSetup, prepare_text
 from chatwright.recipes.looking import LookedEntry, Wanted, look
-from chatwright.recipes.planning import contamination_account
+from chatwright.recipes.planning import contamination_account, stage_notes
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings, load_recipe, shipped_recipes
 from chatwright.recipes.tokens import find_tokens
 from chatwright.settings import apply_overrides, build
@@ -140,6 +140,8 @@ def _print_ledger(settings: RunSettings, text: TextSetup) -> None:
     rendered = find_tokens(settings, text.template, text.resolved.text_folder, lenient=True).rendered
     ledger = rendered.ledger
     out().print(ledger.table())
+    for each in stage_notes(settings):
+        note(each)
     print_contamination(contamination_account(settings, rendered.contamination, ledger))
     if rendered.contamination is not None:
         out().print(ContaminationReport.from_dict(rendered.contamination).renderable(most=HITS_SHOWN))

@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from chatwright.console import duration, out, table
+from chatwright.console import duration, note, out, table
+from chatwright.recipes.planning import stage_notes
 from chatwright.recipes.run_settings import load_recipe
 from chatwright.runtime import start_runtime
 from chatwright.selftest.laws import SelftestReport, check_recipe
@@ -25,6 +26,8 @@ def run_selftest(recipe: str, overrides: Sequence[str], full: bool, as_json: boo
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
         _print(report)
+        for each in stage_notes(settings):
+            note(f"{each}; the laws were checked on those (of drawn ones, drawn_gap in metrics.jsonl tells)")
     if not report.passed:
         sys.exit(1)
 

@@ -224,7 +224,7 @@ class Evaluator:
 
 
 def metrics_of(result: TaskResult) -> dict[str, Score]:
-    """A task's score by its name; of several replies that are right or wrong, `NAME pass@k` besides (see `scores_of`)."""
+    """A task's score by its name; of several replies that are right or wrong, `NAME pass@k` besides."""
     found = {result.label: score_of(result)}
     if result.samples > 1 and is_binary(result):
         told = {each.metric: Score(sum(each.amounts.values()), len(each.amounts)) for each in scores_of(result)}

@@ -16,6 +16,7 @@ from chatwright.recipes.data import RunData, TextSetup
 from chatwright.recipes.joined_packs import NOT_EXACT
 from chatwright.recipes.model_figures import model_figures
 from chatwright.recipes.planned_sources import PlannedSource, planned_sources
+from chatwright.recipes.reinforcement_settings import rl_account
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.streaming import TrainingData
 
@@ -115,6 +116,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         memory=model.memory,
         sources=sources,
         warnings=[
+            *stage_notes(settings),
             *([] if settings.packing.exact else [NOT_EXACT]),
             *_warnings(data, int(lengths.max())),
             *_repeated(sources),
@@ -122,6 +124,11 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         ],
         contamination=compared.line,
     )
+
+
+def stage_notes(settings: RunSettings) -> list[str]:
+    """What figures of rows don't tell of the recipe's stage."""
+    return [rl_account(settings.reinforcement, settings.packing.examples_per_step)] if settings.stage == "rl" else []
 
 
 def contamination_account(

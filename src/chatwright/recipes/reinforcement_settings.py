@@ -9,7 +9,6 @@ from pydantic import Field, PositiveInt, field_validator
 
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.errors import ConfigError
-from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tool_choice import TOOL_NAMES
 from chatwright.settings import Settings
 from chatwright.tasks.data_task import TrainingTask
@@ -23,7 +22,7 @@ class RlSettings(Settings):
 
     Args:
         samples: replies to each problem; their mean reward is what each is measured by.
-        temperature, top_k, top_p, stop: how replies are drawn, see `SamplingSettings`. Trained are log-probabilities at
+        temperature, top_k, top_p, stop: how replies are drawn, see `inference.sampling.SamplingSettings`. Trained are log-probabilities at
             temperature 1 over the whole vocabulary: with other values than 1, null and 1 the replies come from a
             somewhat other policy than the one that is trained.
         max_new_tokens: room for a reply, tool results included; one that doesn't end in it gets the reward 0.
@@ -55,12 +54,6 @@ class RlSettings(Settings):
             raise ValueError(f"there is no tool {unknown[0]!r}; choose from {', '.join(TOOL_NAMES)}, or give []")
         return names
 
-    @property
-    def sampling(self) -> SamplingSettings:
-        """How replies are drawn, but for the seed."""
-        names = ("temperature", "top_k", "top_p", "stop", "max_new_tokens")
-        return SamplingSettings(**{name: getattr(self, name) for name in names})
-
 
 def against_rl(data: Sequence[DataSettings], packing_by: str, *, streamed: bool) -> Iterator[str]:
     """What a recipe of the stage `rl` can't be.
@@ -83,3 +76,12 @@ def against_rl(data: Sequence[DataSettings], packing_by: str, *, streamed: bool)
             continue
         if isinstance(task, TrainingTask):
             yield f"data.{number}: the task {entry.task} has no right answers to grade by"
+
+
+def rl_account(settings: RlSettings, problems_per_step: int) -> str:
+    """What a plan of rows doesn't tell of a run that draws its own replies."""
+    return (
+        "stage rl: tokens here are those of the reference replies, which aren't trained; a step draws and trains "
+        f"{settings.samples} replies to each of {problems_per_step:,} problems, of up to {settings.max_new_tokens:,} "
+        "tokens"
+    )

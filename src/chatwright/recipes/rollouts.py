@@ -18,6 +18,7 @@ from chatwright.conversations.schema import Conversation
 from chatwright.evals.generate import Grade
 from chatwright.evals.trials import asked
 from chatwright.inference.responder import ChatReply, Responder, make_engine
+from chatwright.inference.sampling import SamplingSettings
 from chatwright.inference.tool_choice import choose_tools
 from chatwright.models.foreign import ForeignLM
 from chatwright.models.generation_weights import generating
@@ -121,7 +122,8 @@ class Sampler:
         order = [(place, problem, sample) for sample in range(self.settings.samples) for place, problem in problems]
         questions = {place: asked(problem.conversation) for place, problem in problems}
         seeds = [seed_for(self.seed, "rollout", step, place) for place, *_ in order]
-        sampling = [self.settings.sampling.model_copy(update={"seed": seed}) for seed in seeds]
+        drawn = sampling_of(self.settings)
+        sampling = [drawn.model_copy(update={"seed": seed}) for seed in seeds]
         threads = min(MOST_GRADERS, os.cpu_count() or 1) if any(each.runs_code for _, each in problems) else 0
         made: list[tuple[int, ChatReply, Callable[[], float]]] = []
         with (
@@ -138,6 +140,12 @@ class Sampler:
         engine = make_engine(self.model, self.template, max_rows=self.settings.batch_rows)
         toolbox = self.tools.toolbox if self.tools else None
         return Responder(engine, self.template, toolbox, self.settings.max_tool_calls)
+
+
+def sampling_of(settings: RlSettings) -> SamplingSettings:
+    """How replies are drawn, but for the seed."""
+    names = ("temperature", "top_k", "top_p", "stop", "max_new_tokens")
+    return SamplingSettings(**{name: getattr(settings, name) for name in names})
 
 
 def _reward(problem: Problem, reply: ChatReply) -> float:

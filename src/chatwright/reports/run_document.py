@@ -107,6 +107,9 @@ def _tiles(run: RunRecord) -> tuple[tuple[str, str], ...]:
     kind = "held-out loss, nats"
     if last is None:
         first, last, kind = figures["first_loss"], figures["last_loss"], "training loss, nats"
+    rewards = [each.reward for each in run.steps if each.reward is not None]
+    if rewards:  # the loss of reinforcement says nothing
+        first, last, kind = rewards[0], rewards[-1], "reward of a step's replies"
     tokens, supervised = figures["tokens"], figures["supervised_tokens"]
     speed, waste, planned = (figures[name] for name in ("tokens_per_second", "packing_waste", "planned_steps"))
     tiles = [
@@ -267,7 +270,7 @@ def _next_commands(run: RunRecord) -> list[str]:
 
 
 def _charts(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[Chart, ...]:
-    """Loss with the held-out loss, learning rate, gradient norm and speed, of each run."""
+    """Loss with the held-out loss, rewards, learning rate, gradient norm and speed, of each run."""
     losses, rates, norms, speeds = list[Series](), list[Series](), list[Series](), list[Series]()
     for run, name in zip(runs, names, strict=True):
         of = f" · {name}" if name else ""
@@ -279,12 +282,32 @@ def _charts(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[Chart, ...
         speeds.append(_series(name or "tokens/s", speed))
     charts = (
         Chart("Loss", "nats a supervised token", tuple(losses), from_zero=False),
+        *_reward_charts(runs, names),
         score_chart(runs, names),
         Chart("Learning rate", "", tuple(rates)),
         Chart("Gradient norm", "before clipping", tuple(norms)),
         Chart("Speed", "tokens a second, in steps", tuple(speeds)),
     )
     return tuple(chart for chart in charts if any(series.points for series in chart.series))
+
+
+def _reward_charts(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[Chart, Chart]:
+    """What the replies got that each step drew, and how long they were; empty but for reinforcement."""
+    rewards, lengths = list[Series](), list[Series]()
+    for run, name in zip(runs, names, strict=True):
+        of = f" · {name}" if name else ""
+        rewards.append(_series(f"reward{of}", [(each.step, each.reward) for each in run.steps]))
+        signal = [(each.step, each.groups_with_signal) for each in run.steps]
+        rewards.append(_series(f"problems with a signal{of}", signal))
+        lengths.append(_series(name or "tokens of a reply", [(each.step, each.reply_tokens) for each in run.steps]))
+    return (
+        Chart(
+            "Reward",
+            "mean of a step's replies; share of its problems whose replies got different rewards",
+            tuple(rewards),
+        ),
+        Chart("Reply length", "tokens, tool results included", tuple(lengths)),
+    )
 
 
 def _series(name: str, points: Sequence[tuple[int, float | None]], *, dots: bool = False) -> Series:

@@ -67,7 +67,7 @@ class Plan(_Read):
 
 
 class LoggedStep(_Read):
-    """One step's line in metrics.jsonl; a value that wasn't finite is None."""
+    """One step's line in metrics.jsonl; a value that wasn't finite is None. The last three: of reinforcement alone."""
 
     step: int
     loss: float | None
@@ -76,6 +76,9 @@ class LoggedStep(_Read):
     tokens: int
     supervised_tokens: int
     seconds: float
+    reward: float | None = None
+    groups_with_signal: float | None = None
+    reply_tokens: float | None = None
 
 
 class LoggedScore(_Read):

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from chatwright.recipes.model import build_model
 from chatwright.selftest.context import Context
 from chatwright.selftest.sample import RESUME_STEPS
 from chatwright.train.hooks import Hook, StepRecord
+from chatwright.train.objectives import next_token_nll
 from chatwright.train.trainer import Progress
 
 HALF = RESUME_STEPS // 2
@@ -70,7 +72,9 @@ def short_run(context: Context, *, resume: bool = False, name: str = "run") -> R
     data = context.sample.data
     model = build_model(settings, data.text, context.runtime)
     losses = _Losses()
-    run = build_trainer(settings, data, model, context.runtime, resume=resume, hooks=[losses], show_progress=False)
+    # The sample is rows, whatever the stage makes of them: its objective may need more than rows.
+    options: dict[str, Any] = {"objective": next_token_nll, "hooks": [losses], "show_progress": False}
+    run = build_trainer(settings, data, model, context.runtime, resume=resume, **options)
     checkpoint = run.run.path / f"step-{HALF:06d}"
     run.trainer.save = None if resume else partial(_save_at_half, run, run.trainer.save)
     run.train()
