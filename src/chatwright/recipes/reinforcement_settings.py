@@ -22,9 +22,9 @@ class RlSettings(Settings):
 
     Args:
         samples: replies to each problem; their mean reward is what each is measured by.
-        temperature, top_k, top_p, stop: how replies are drawn, see `inference.sampling.SamplingSettings`. Trained are log-probabilities at
-            temperature 1 over the whole vocabulary: with other values than 1, null and 1 the replies come from a
-            somewhat other policy than the one that is trained.
+        temperature, top_k, top_p, stop: how replies are drawn, see `inference.sampling.SamplingSettings`. Trained are
+            log-probabilities at temperature 1 over the whole vocabulary: with other values than 1, null and 1 the
+            replies come from a somewhat other policy than the one that is trained.
         max_new_tokens: room for a reply, tool results included; one that doesn't end in it gets the reward 0.
         tools: what the model may call; `[]` for none. max_tool_calls: a reply that calls more often is unfinished.
         advantage: `mean`: reward − mean of the group (Liu et al. 2025, arXiv:2503.20783; nanochat);
