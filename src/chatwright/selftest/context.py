@@ -55,9 +55,11 @@ class Context:
 
     @cached_property
     def setup(self) -> ModelSetup:
-        """The recipe's model in float32 (or float64), dropout off, an untrained adapter stirred; never trained."""
+        """The recipe's model in float32 (or float64), dropout off, what is still zero stirred; never trained."""
         setup = build_model(self.settings, self.text, self.runtime)
         stir_adapter(setup.model)
+        if self.text.resolved.new:
+            stir_zeros(setup.model)
         setup.model.eval()
         return setup
 
@@ -138,3 +140,15 @@ def stir_adapter(model: nn.Module) -> None:
         layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator))
         size = float((layer.lora_B @ layer.lora_A).norm()) * layer.scale
         layer.lora_B.mul_(STIR * float(layer.frozen_weight().norm()) / size)
+
+
+@torch.no_grad()
+def stir_zeros(model: nn.Module) -> None:
+    """Give every matrix of a new model that begins as zero (nanochat's) seeded weights, as large as a usual layer's.
+
+    With them zero, no token would depend on another and every logit would be 0: no law could be broken.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not bool(parameter.any()):
+            generator = torch.Generator().manual_seed(seed_for(0, "stir", name))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
