@@ -22,7 +22,10 @@ from chatwright.inspection.sampling import RowSample
 from chatwright.recipes.looking import Wanted
 from chatwright.settings import apply_overrides, build
 
-HOW_TO_TRAIN = "to train on the chosen replies, add preference: chosen (--set data.0.preference=chosen) and a model"
+HOW_TO_TRAIN = (
+    "to train on the chosen replies, add preference: chosen (--set data.0.preference=chosen) and a model; "
+    "a recipe with stage: dpo trains on both"
+)
 
 
 def preference_entry(path: str, overrides: Sequence[str]) -> DataSettings | None:

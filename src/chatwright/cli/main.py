@@ -231,6 +231,19 @@ def sandbox(
 
 
 @app.command()
+def reward(
+    model: Annotated[str, typer.Argument(help="A reward model: a run of stage reward, or a folder.")],
+    data: Annotated[str, typer.Argument(help="Conversations or preference pairs: a file, folder, glob or hub data.")],
+    stop: Annotated[int | None, typer.Option("--stop", min=1, help="The row after the last to score.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score replies with a reward model; of pairs, tell how often the better one scores higher."""
+    from chatwright.cli.reward import run_reward
+
+    run_reward(model, data, stop, as_json)
+
+
+@app.command()
 def compare(
     models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Models in the order of their columns.")],
     prompts: Annotated[

@@ -138,7 +138,8 @@ class DataSettings(Settings):
         if self.preference and self.task:
             raise ValueError("'preference' belongs to a 'path', found a 'task'")
         if self.format in PREFERENCE_CONVERTERS and self.format not in CONVERTERS and not self.preference:
-            raise ValueError(f"{self.format} is preference data; add preference: chosen to train on the chosen replies, or set stage: dpo")
+            chosen = "add preference: chosen to train on the chosen replies, or set stage: dpo for both"
+            raise ValueError(f"{self.format} is preference data; {chosen}")
         known = PREFERENCE_CONVERTERS if self.preference else (*CONVERTERS, TEXT)
         if self.format != "auto" and self.format not in known:
             near = difflib.get_close_matches(self.format, known, n=1)

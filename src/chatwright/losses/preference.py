@@ -24,11 +24,12 @@ class PairLoss:
     """A loss over pairs with what is told of them.
 
     Args:
-        total: scalar with a graph, Σ over pairs.
+        total: scalar with a graph, Σ over pairs. each: `[P]`, detached, of every pair.
         metrics: name → Σ over pairs; divided by the number of pairs they are means.
     """
 
     total: torch.Tensor
+    each: torch.Tensor
     metrics: dict[str, float]
 
 
@@ -87,7 +88,7 @@ def dpo_loss(
             "log_prob_chosen": policy[:, 0],
             "log_prob_rejected": policy[:, 1],
         }
-    return PairLoss(each.sum(), _summed(sums))
+    return PairLoss(each.sum(), each.detach(), _summed(sums))
 
 
 def reward_loss(scores: torch.Tensor, *, margin: float = 0.0) -> PairLoss:
@@ -105,7 +106,8 @@ def reward_loss(scores: torch.Tensor, *, margin: float = 0.0) -> PairLoss:
             "score_chosen": scores[:, 0],
             "score_rejected": scores[:, 1],
         }
-    return PairLoss(-F.logsigmoid(difference - margin).sum(), _summed(sums))
+    each = -F.logsigmoid(difference - margin)
+    return PairLoss(each.sum(), each.detach(), _summed(sums))
 
 
 def _won(values: torch.Tensor) -> torch.Tensor:

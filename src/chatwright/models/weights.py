@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,32 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 
 def load_model(
-    folder: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    make: Callable[[DecoderConfig], CausalLM] = CausalLM,
 ) -> CausalLM:
     """Load a model folder into our decoder; each tensor exists once, already in `dtype` on `device`.
 
+    Args:
+        make: what it becomes, where that isn't a language model.
+
     Raises:
-        ModelError: for an unknown family, unreadable files, or missing, unexpected or misshapen tensors, all listed.
+        ModelError: the folder holds a model that only scores; for an unknown family, unreadable files, or missing,
+            unexpected or misshapen tensors, all listed.
     """
     folder = Path(folder)
-    config = config_from_hf(read_config(folder))
+    raw = read_config(folder)
+    if make is CausalLM and is_classifier(raw):
+        raise ModelError(
+            "this is a reward model: it scores replies and writes none",
+            place=str(folder),
+            hint=f"chatwright reward {folder} FILE scores the conversations of a file",
+        )
+    config = config_from_hf(raw)
     with torch.device("meta"):
-        model = CausalLM(config)
+        model = make(config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     loaded: dict[str, torch.Tensor] = {}
     unexpected: list[str] = []
@@ -75,6 +90,11 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model that scores texts, such as a reward model."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -16,9 +16,10 @@ from chatwright.checkpoints.imports import ResolvedModel
 from chatwright.errors import ConfigError, ModelError
 from chatwright.models.families import config_from_hf
 from chatwright.models.foreign import ForeignLM, load_any
+from chatwright.models.reward_model import RewardModel, load_reward_model, with_score
 from chatwright.models.transformer import CausalLM
 from chatwright.models.vocabulary import init_token_rows, resize_vocab
-from chatwright.models.weights import init_model, read_config
+from chatwright.models.weights import init_model, is_classifier, read_config
 from chatwright.recipes.data import TextSetup
 from chatwright.recipes.experts import apply_expert_settings
 from chatwright.recipes.run_settings import RunSettings
@@ -52,15 +53,19 @@ def load_weights(
     *,
     seed: int = 0,
     adapter: LoraSettings | None = None,
+    scores: bool = False,
 ) -> CausalLM | ForeignLM:
     """The model of a resolved folder, with its adapter applied where it has one; a new model's weights are drawn.
 
     Args:
         adapter: the recipe's, whose base is kept in 4 bits if it says so.
+        scores: a reward model is wanted, or a language model to make one of.
     """
     if resolved.new:
         return init_model(config_from_hf(read_config(resolved.folder)), seed, dtype).to(device)
     quantized = adapter is not None and adapter.base == "nf4"
+    if is_classifier(read_config(resolved.folder)) and scores:
+        return load_reward_model(resolved.folder, dtype=dtype, device=device)
     model = load_any(resolved.folder, dtype=dtype, device="cpu" if quantized else device)
     if adapter is not None and quantized:
         quantize_linears(model, linear_layers(model), adapter.double_quantization, device)
@@ -85,7 +90,8 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
             ],
             source=settings.model_name,
         )
-    model = load_weights(resolved, precision, runtime.device, seed=seed, adapter=settings.adapter)
+    scores = settings.stage == "reward"
+    model = load_weights(resolved, precision, runtime.device, seed=seed, adapter=settings.adapter, scores=scores)
     apply_expert_settings(model, settings)
     _require_same_adapter(model, settings)
     require_learnable(model)
@@ -107,8 +113,25 @@ def build_model(settings: RunSettings, text: TextSetup, runtime: Runtime) -> Mod
             attach_token_rows(model, fresh, seed)
     elif fresh and isinstance(model, CausalLM):
         init_token_rows(model, fresh, seed)
+    if scores:
+        model = _scoring(model, settings)
     model.train()
     return ModelSetup(model, adapted, fresh)
+
+
+def _scoring(model: CausalLM | ForeignLM, settings: RunSettings) -> RewardModel:
+    """The reward model that a run trains.
+
+    Raises:
+        ModelError: the architecture runs through transformers.
+    """
+    if isinstance(model, ForeignLM):
+        raise ModelError(
+            f"a {model.config.model_type} model runs through transformers, where no reward model can be made of it",
+            place=settings.model_name,
+            hint="take a model of another family: llama, mistral, qwen2, qwen3 …",
+        )
+    return with_score(model, settings.train.seed)
 
 
 def _require_same_adapter(model: nn.Module, settings: RunSettings) -> None:

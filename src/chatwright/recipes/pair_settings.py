@@ -65,5 +65,9 @@ def against_pairs(settings: RunSettings) -> Iterator[str]:
         yield "overflow: split_turns would part a prompt from its replies: set drop or truncate"
     if settings.packing.by == "constant_length":
         yield "packing.by: constant_length cuts examples, and a pair can't be cut: set tokens or examples"
+    if settings.stage == "reward" and settings.adapter is not None:
+        yield "stage: reward trains the whole model and its score: remove adapter"
+    if settings.stage == "reward" and (settings.eval.tasks or settings.eval.prompts):
+        yield "a reward model writes no replies: remove eval.tasks and eval.prompts"
     if settings.stage == "dpo" and settings.new_model is not None:
         yield "stage: dpo prefers replies that a trained model can give: name a model instead of new_model"

@@ -11,7 +11,7 @@ import numpy as np
 
 from chatwright.batches.pairs import collate_pairs
 from chatwright.batches.token_store import TokenStore
-from chatwright.losses.settings import DpoSettings
+from chatwright.losses.settings import DpoSettings, RewardSettings
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.data import RunData, build_planned
 from chatwright.recipes.model import ModelSetup
@@ -19,7 +19,7 @@ from chatwright.recipes.reference import reference_log_probs
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
 from chatwright.train.objectives import Objective
-from chatwright.train.pair_objectives import DpoObjective
+from chatwright.train.pair_objectives import DpoObjective, RewardObjective
 
 if TYPE_CHECKING:
     from chatwright.recipes.streaming import TrainingData
@@ -50,3 +50,8 @@ def dpo_objective(settings: RunSettings, data: TrainingData, model: ModelSetup, 
     """The DPO loss against the model as it is now."""
     assert isinstance(data, RunData)
     return DpoObjective(reference_log_probs(settings, data, model, runtime), settings.dpo or DpoSettings())
+
+
+def reward_objective(settings: RunSettings, data: TrainingData, model: ModelSetup, runtime: Runtime) -> Objective:
+    """The pairwise loss of scores."""
+    return RewardObjective(settings.reward or RewardSettings())

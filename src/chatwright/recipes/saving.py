@@ -25,6 +25,7 @@ from chatwright.checkpoints.tensors import TrainingState, save_tensors
 from chatwright.errors import CheckpointError
 from chatwright.inspection.ledger import Ledger, LedgerError, Stage
 from chatwright.models.families import config_to_hf
+from chatwright.models.reward_model import RewardModel, reward_config
 from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import read_config, save_weights
 from chatwright.optim.master_optimizer import MasterOptimizer
@@ -118,6 +119,8 @@ class CheckpointWriter:
         """The Hugging Face config of the saved weights: float32, and the template's stop ids."""
         template = self.data.text.template
         model = self.model.model
+        if isinstance(model, RewardModel):
+            return self._reward_config(model)
         config = (
             config_to_hf(model.config) if isinstance(model, CausalLM) else read_config(self.data.text.resolved.folder)
         )
@@ -125,6 +128,12 @@ class CheckpointWriter:
         tokens = {"bos_token_id": template.tokenizer.bos_id, "pad_token_id": template.tokenizer.pad_id}
         dtype = str(next(iter(self.optimizer.master_state().values())).dtype).removeprefix("torch.")
         return {**config, **tokens, "eos_token_id": stop if len(stop) != 1 else stop[0], "dtype": dtype}
+
+    def _reward_config(self, model: RewardModel) -> dict[str, object]:
+        template = self.data.text.template
+        config = reward_config(model.config, template.stop_ids, list(template.tokenizer.control_names))
+        dtype = str(next(iter(self.optimizer.master_state().values())).dtype).removeprefix("torch.")
+        return {**config, "dtype": dtype}
 
     def _ledger(self, progress: Progress) -> Ledger:
         """The data's ledger with what the finished steps trained.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.data import build_rows
 from chatwright.recipes.model import ModelSetup
-from chatwright.recipes.preferences import build_pairs, dpo_objective
+from chatwright.recipes.preferences import build_pairs, dpo_objective, reward_objective
 from chatwright.recipes.reinforcement import build_rollouts, rollout_objective
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
@@ -46,6 +46,7 @@ STAGES: dict[str, Stage] = {
     "mid": Stage("conversations: every token"),
     "sft": Stage("conversations: the replies"),
     "dpo": Stage("pairs: the better of two replies, against the model before", build_pairs, dpo_objective),
+    "reward": Stage("pairs: a score that is higher for the better of two replies", build_pairs, reward_objective),
     "rl": Stage("problems: the model's own replies, by their reward", build_rollouts, rollout_objective),
 }
 """Every stage by the name that a recipe gives."""

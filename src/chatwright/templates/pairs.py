@@ -31,6 +31,13 @@ def render_pairs(template: Template, pairs: Sequence[PairConversation]) -> list[
     return [_joined(*rendered[place : place + 2]) for place in range(0, len(rendered), 2)]
 
 
+def written_part(examples: Sequence[RenderedExample]) -> RenderedExample:
+    """Of a conversation's examples the one that trains its last reply, up to that reply's last written token."""
+    example = _last_turn(examples)
+    end = _written(example)[1]
+    return replace(example, ids=example.ids[:end], weights=example.weights[:end])
+
+
 def _last_turn(examples: Sequence[RenderedExample]) -> RenderedExample:
     """The example that trains the last reply, of a template that gives one for each turn."""
     return next((each for each in reversed(examples) if each.num_supervised), examples[-1])

@@ -12,8 +12,8 @@ from chatwright.batches.packed_batch import PackedBatch
 from chatwright.batches.pairs import PairBatch
 from chatwright.losses.linear_cross_entropy import token_log_probs
 from chatwright.losses.loss_sum import LossSum
-from chatwright.losses.preference import PairLoss, dpo_loss
-from chatwright.losses.settings import DpoSettings
+from chatwright.losses.preference import PairLoss, dpo_loss, reward_loss
+from chatwright.losses.settings import DpoSettings, RewardSettings
 from chatwright.models.transformer import CausalLM
 from chatwright.train.auxiliary import with_auxiliary
 
@@ -24,13 +24,12 @@ class SideLogProbs:
 
     Args:
         sums: `[P, 2]` with a graph, over each reply's tokens, in nats; the better reply first.
-        lengths: int64 `[P, 2]`, their tokens. per_token: `[N]`, detached.
+        lengths: int64 `[P, 2]`, their tokens.
         aux: what the model gave beside the hidden states.
     """
 
     sums: torch.Tensor
     lengths: torch.Tensor
-    per_token: torch.Tensor
     aux: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -47,7 +46,7 @@ def side_log_probs(model: Any, batch: PairBatch) -> SideLogProbs:
     count = batch.num_pairs
     sums = found.new_zeros(2 * count).index_add(0, batch.segment_of_target, found)
     lengths = torch.bincount(batch.segment_of_target, minlength=2 * count)
-    return SideLogProbs(sums.view(2, count).t(), lengths.view(2, count).t(), found.detach(), aux)
+    return SideLogProbs(sums.view(2, count).t(), lengths.view(2, count).t(), aux)
 
 
 def nothing_to_train(model: Any, batch: PackedBatch) -> LossSum:
@@ -56,11 +55,14 @@ def nothing_to_train(model: Any, batch: PackedBatch) -> LossSum:
     return LossSum(hidden.sum() * 0.0, 0.0, 0, hidden.detach().new_zeros(0).float())
 
 
-def pair_sum(
-    found: PairLoss, batch: PairBatch, per_token: torch.Tensor, model: Any, aux: Mapping[str, torch.Tensor]
-) -> LossSum:
-    """The loss of P pairs as sums, experts' balance added; every metric has the weight P."""
+def pair_sum(found: PairLoss, batch: PairBatch, model: Any, aux: Mapping[str, torch.Tensor]) -> LossSum:
+    """The loss of P pairs as sums, experts' balance added; every metric has the weight P.
+
+    `per_token` shares a pair's loss evenly among its written tokens, so that an example's losses add up to its own.
+    """
     pairs = batch.num_pairs
+    owner = batch.segment_of_target % pairs  # [N]
+    per_token = (found.each / torch.bincount(owner, minlength=pairs))[owner].float()
     metrics = {name: (total, float(pairs)) for name, total in found.metrics.items()}
     outcome = LossSum(found.total, float(pairs), len(batch.targets), per_token, metrics)
     halves = torch.full((2 * pairs,), 0.5, device=per_token.device)  # a pair is two segments, padding none
@@ -71,8 +73,6 @@ def pair_sum(
 @dataclass(frozen=True, slots=True)
 class DpoObjective:
     """The DPO loss of pairs, against log-probabilities of a reference that were made before.
-
-    What `LossSum.per_token` gives is each reply token's negative log-likelihood.
 
     Args:
         reference: float64 `[pairs, 2]` on the CPU, by the pairs' numbers: log p(better), log p(worse).
@@ -98,4 +98,21 @@ class DpoObjective:
             label_smoothing=chosen.label_smoothing,
             sft_weight=chosen.sft_weight,
         )
-        return pair_sum(found, batch, -sides.per_token.float(), model, sides.aux)
+        return pair_sum(found, batch, model, sides.aux)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardObjective:
+    """The pairwise loss of a reward model's scores, read at each reply's last token."""
+
+    settings: RewardSettings
+    weighs_as_planned: ClassVar[bool] = True
+
+    def __call__(self, model: Any, batch: PackedBatch) -> LossSum:
+        """The sums of a batch of pairs; `model` is a `RewardModel`."""
+        if not isinstance(batch, PairBatch):
+            return nothing_to_train(model, batch)
+        hidden, aux = model(batch.input_ids, batch.position_ids, batch.layout)
+        scores = model.scores(hidden[batch.last_states()]).view(2, batch.num_pairs).t()
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return pair_sum(reward_loss(wide, margin=self.settings.margin), batch, model, aux)

@@ -1,0 +1,126 @@
+"""A trained reward model at work: conversations in, a score for each out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from chatwright.batches.collate import collate
+from chatwright.batches.token_store import TokenStore
+from chatwright.checkpoints.imports import resolve_model
+from chatwright.conversations.converters import ROWS_TO_DETECT
+from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.preference_types import PairConversation
+from chatwright.conversations.converters import are_preferences
+from chatwright.conversations.schema import Conversation
+from chatwright.conversations.sources import scan_rows
+from chatwright.errors import DataError
+from chatwright.models.reward_model import RewardModel, load_reward_model
+from chatwright.recipes.rendering import read_entry
+from chatwright.recipes.template_record import stored_template_settings
+from chatwright.templates.pairs import written_part
+from chatwright.templates.template import Template, TemplateSettings, TrainOn, load_template
+from chatwright.templates.tokenizer import TextTokenizer
+
+TOKENS_AT_ONCE = 4096
+"""Conversations are scored together up to so many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardScorer:
+    """A reward model with the template that it was trained with."""
+
+    model: RewardModel
+    template: Template
+
+    @staticmethod
+    def load(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> RewardScorer:
+        """The reward model of that name: a run of ours, a checkpoint, or a folder in Hugging Face's layout.
+
+        Raises:
+            ModelError: there is no such model, or it is none that scores. TemplateError: its template can't be used.
+        """
+        resolved = resolve_model(name)
+        model = load_reward_model(resolved.folder, dtype=dtype, device=device).eval()
+        chosen = stored_template_settings(resolved.text_folder) or TemplateSettings()
+        return RewardScorer(model, load_template(TextTokenizer.load(resolved.text_folder), chosen))
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """One number a conversation, read at the end of its last reply; higher is better.
+
+        Raises:
+            DataError: one doesn't end in a reply, or is longer than the model's context.
+        """
+        rendered = self.template.render_many(conversations, TrainOn.LAST)
+        examples = [written_part(each) for each in rendered]
+        store = TokenStore.from_examples(examples, self.template.tokenizer.vocab_size)
+        for index, conversation in enumerate(conversations):
+            self._require_scorable(conversation, store, index)
+        scores = [0.0] * len(conversations)
+        for members in _packs(store.lengths):
+            for index, score in zip(members, self._pack(store, members), strict=True):
+                scores[index] = score
+        return scores
+
+    def _require_scorable(self, conversation: Conversation, store: TokenStore, index: int) -> None:
+        place = {"source": conversation.source, "row": conversation.row}
+        if not conversation.messages or conversation.messages[-1].role != "assistant":
+            raise DataError("doesn't end in a reply, so there is nothing to score", hint="remove the row", **place)
+        if (length := int(store.lengths[index])) > self.model.max_positions:
+            message = f"has {length:,} tokens, and the model's context is {self.model.max_positions:,}"
+            raise DataError(message, hint="shorten or remove the row", **place)
+
+    @torch.inference_mode()
+    def _pack(self, store: TokenStore, members: Sequence[int]) -> list[float]:
+        batch = collate(store, members).to(self.model.score.weight.device)
+        hidden, _ = self.model(batch.input_ids, batch.position_ids, batch.layout)
+        found: list[float] = self.model.scores(hidden[batch.layout.cu_q[1:].long() - 1]).float().tolist()
+        return found
+
+
+def _packs(lengths: np.ndarray) -> Iterator[list[int]]:
+    """Neighbours by length, up to `TOKENS_AT_ONCE` tokens together."""
+    members: list[int] = []
+    tokens = 0
+    for index in np.argsort(lengths, kind="stable").tolist():
+        if members and tokens + lengths[index] > TOKENS_AT_ONCE:
+            yield members
+            members, tokens = [], 0
+        members.append(index)
+        tokens += int(lengths[index])
+    if members:
+        yield members
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A row of a file with its score; of a pair, the better reply's, and the worse one's in `rejected`."""
+
+    source: str
+    row: int
+    score: float
+    rejected: float | None = None
+
+
+def score_file(scorer: RewardScorer, path: str, stop: int | None = None) -> list[ScoredRow]:
+    """The scores of the conversations or pairs of a file, folder, glob or data set.
+
+    Args:
+        stop: the row after the last to score.
+
+    Raises:
+        DataError: a row can't be read or scored.
+    """
+    head = [raw.value for raw in islice(scan_rows(path), ROWS_TO_DETECT) if not raw.error]
+    pairs = are_preferences(head)
+    entry = DataSettings(path=path, stop=stop, preference="pairs" if pairs else None)
+    rows, _ = read_entry(entry, seed=0)
+    scores = scorer.score(rows)
+    worse = scorer.score([row.worse for row in rows if isinstance(row, PairConversation)]) if pairs else []
+    return [
+        ScoredRow(row.source, row.row, scores[place], worse[place] if pairs else None) for place, row in enumerate(rows)
+    ]
