@@ -7,6 +7,7 @@ This module knows nothing of models, data or losses.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps", "npu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 T = TypeVar("T")
 
-_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "cpu:gloo,npu:hccl"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -53,8 +54,13 @@ class Runtime:
         """The sums of `values` over all ranks, in float64, with one message."""
         if self.world_size == 1:
             return [float(value) for value in values]
-        sums = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        sums = torch.tensor(list(values), dtype=torch.float64, device=self.messenger)
         return [float(value) for value in self.all_reduce(sums).tolist()]
+
+    @property
+    def messenger(self) -> torch.device:
+        """Where small messages are made: the device, or the host beside an NPU, whose HCCL has no float64."""
+        return torch.device("cpu") if self.device.type == "npu" else self.device
 
     def union(self, names: set[str]) -> list[str]:
         """The names that any rank gives, sorted: the same list on every rank."""
@@ -89,7 +95,7 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=self.messenger)
         return box[0]
 
     def close(self) -> None:
@@ -116,13 +122,15 @@ def start_runtime(device: DeviceName = "auto", threads: int | None = None) -> Ru
     Raises:
         ModelError: if the device isn't there, or can't be used with several ranks.
     """
+    if device == "npu" and not hasattr(torch, "npu"):
+        _load_torch_npu()
     kinds = available_devices()
     kind = kinds[0] if device == "auto" else device
     if kind not in kinds:
         raise ModelError(
             f"{kind!r} isn't available here; available: {', '.join(kinds)}",
             place="device",
-            hint="use `--set device=auto`, or install a torch build for that device",
+            hint="use `--set train.device=auto`, or install a torch build for that device",
         )
     if threads is not None:
         torch.set_num_threads(threads)
@@ -132,6 +140,18 @@ def start_runtime(device: DeviceName = "auto", threads: int | None = None) -> Ru
     if world_size > 1 and not dist.is_initialized():
         _join_ranks(kind, place)
     return Runtime(device=place, rank=rank, local_rank=local_rank, world_size=world_size)
+
+
+def _load_torch_npu() -> None:
+    """Load Ascend's backend where torch hasn't done so by itself (TORCH_DEVICE_BACKEND_AUTOLOAD=0)."""
+    try:
+        importlib.import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"'npu' needs torch_npu, which can't be loaded: {error}",
+            place="device",
+            hint="install Ascend's CANN and the torch_npu of this torch version, or use `--set train.device=auto`",
+        ) from None
 
 
 def _rank_device(kind: str, local_rank: int) -> torch.device:
@@ -161,7 +181,7 @@ def _join_ranks(kind: str, device: torch.device) -> None:
             place="environment",
             hint="start the ranks with `torchrun --nproc-per-node=N -m chatwright …`, or unset WORLD_SIZE",
         )
-    dist.init_process_group(_BACKENDS[kind], device_id=device if kind != "cpu" else None)
+    dist.init_process_group(_BACKENDS[kind], device_id=device if kind == "cuda" else None)
 
 
 def seed_for(seed: int, *counters: int | str) -> int:

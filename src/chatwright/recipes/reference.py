@@ -72,7 +72,7 @@ def compute_reference(settings: RunSettings, data: RunData, model: ModelSetup, r
         line.stop()
         policy.train(training)
     if runtime.world_size > 1:
-        table = runtime.all_reduce(table.to(runtime.device)).cpu()
+        table = runtime.all_reduce(table.to(runtime.messenger)).cpu()
     return table.numpy()
 
 

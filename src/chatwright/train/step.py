@@ -86,7 +86,7 @@ def _sum_over_ranks(step: StepBatches, outcomes: list[tuple[PackedBatch, LossSum
             if key is not None:
                 per_example[slot_of[key]] += row
     if runtime.world_size > 1:
-        on_device = slots.to(runtime.device)
+        on_device = slots.to(runtime.messenger)
         runtime.all_reduce(on_device)
         slots.copy_(on_device)
     examples = tuple((key, row[0], int(row[1])) for key, row in zip(slot_of, per_example.tolist(), strict=True))
