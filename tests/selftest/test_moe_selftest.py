@@ -56,6 +56,15 @@ def test_laws_of_gradients_and_serving_hold_with_experts(family: str, tmp_path: 
     assert report.passed, [o for o in report.outcomes if o.status is Status.BROKEN]
 
 
+def test_saving_is_waived_where_transformers_knows_no_such_model(tmp_path: Path) -> None:
+    report = check_recipe(with_experts(tmp_path, "minimind_moe"), CPU, laws=["saving"])
+    assert [(outcome.name, str(outcome.status)) for outcome in report.outcomes] == [
+        ("saving", "waived"),
+        ("stopping", "waived"),
+    ]
+    assert "minimind" in report.outcomes[0].detail
+
+
 def test_the_batch_wide_loss_waives_what_it_breaks(tmp_path: Path) -> None:
     settings = with_experts(tmp_path, moe={"aux_loss_weight": 0.3, "exact": False})
     waived = check_recipe(settings, CPU, laws=["gradients"])

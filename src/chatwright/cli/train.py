@@ -8,6 +8,7 @@ from typing import NamedTuple
 from chatwright.cli.plan_parts import short_name, sparkline
 from chatwright.cli.stream_plan import print_stream_in_short
 from chatwright.console import duration, note, out, table, warn
+from chatwright.models.config import DecoderConfig, active_parameters
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.build import RunTrainer, build_trainer
 from chatwright.recipes.data import build_data
@@ -63,6 +64,9 @@ def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
     if runtime.is_main:
         total = sum(p.numel() for p in model.model.parameters())
         note(f"{total:,} parameters, {trained:,} trained, on {runtime.device} with {runtime.world_size} rank(s)")
+        config = getattr(model.model, "config", None)
+        if isinstance(config, DecoderConfig) and config.moe is not None:
+            note(f"experts: a token goes through {active_parameters(config):,} of the parameters")
         if model.adapted:
             note(f"adapter on {len(model.adapted)} layers: {_short(model.adapted)}")
         if model.fresh_rows:
