@@ -22,7 +22,8 @@ transformers = pytest.importorskip("transformers")
     ("preset", "vocab_size", "options", "parameters"),
     [
         ("nanochat", 65_536, {"depth": 20}, 560_988_160),  # printed by its base_train for d20
-        ("nanochat", 65_536, {"depth": 32}, 1_879_048_192),  # "1.88 billion", its d32
+        ("nanochat", 65_536, {"depth": 32}, 1_879_048_192),  # the same for its d32
+        ("nanochat", 65_536, {"depth": 34}, 2_217_082_880),  # karpathy/nanochat-d34 on the hub
         ("minimind", 6_400, {}, 25_829_888),  # "25.8 M"
         ("minimind", 6_400, {"num_layers": 2}, 8_915_456),  # "8.915" million
         ("minimind", 6_400, {"hidden_size": 768, "num_layers": 16}, 104_030_976),  # "104 M"
