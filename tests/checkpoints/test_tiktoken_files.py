@@ -12,18 +12,20 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanochat_files import PATTERN, encoding_state, pickled_encoding, trained_ranks
 from tokenizers import Tokenizer
 
 from chatwright.checkpoints.tiktoken_files import (
     ALPHABET,
     TiktokenEncoding,
+    dump_encoding,
+    encoding_of,
     read_encoding,
     token_lengths,
     tokenizer_json,
     write_tokenizer_json,
 )
 from chatwright.errors import ModelError
+from nanochat_files import PATTERN, encoding_state, pickled_encoding, trained_ranks
 from shared_files import shared
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -97,7 +99,38 @@ def test_tiktoken_itself_agrees(tmp_path: Path) -> None:
     encoding = tiktoken.Encoding(**state)
     for text in TEXTS:
         assert MADE.encode(text).ids == encoding.encode_ordinary(text)
-    assert read_encoding(path).vocab_size == encoding.n_vocab
+    found = read_encoding(path)
+    assert found.vocab_size == encoding.n_vocab
+    ours = pickle.loads(dump_encoding(found, "rustbpe"))
+    assert isinstance(ours, tiktoken.Encoding) and ours.n_vocab == encoding.n_vocab
+    assert ours.encode_ordinary(TEXTS[0]) == encoding.encode_ordinary(TEXTS[0])
+
+
+def test_an_encoding_goes_out_and_comes_back(tmp_path: Path) -> None:
+    state = encoding_state(RANKS)
+    encoding = TiktokenEncoding(PATTERN, RANKS, state["special_tokens"])
+    assert encoding_of(tokenizer_json(encoding), encoding.special, "x") == encoding
+    path = tmp_path / "tokenizer.pkl"
+    path.write_bytes(dump_encoding(encoding, "rustbpe"))
+    assert read_encoding(path) == encoding
+
+
+def test_tokenizers_without_a_tiktoken_form_are_refused() -> None:
+    content = tokenizer_json(TiktokenEncoding(PATTERN, RANKS, encoding_state(RANKS)["special_tokens"]))
+    control = encoding_state(RANKS)["special_tokens"]
+    wrong: dict[str, dict[str, Any]] = {
+        "isn't byte-level BPE": {**content, "normalizer": {"type": "NFC"}},
+        "behind one pattern": {**content, "pre_tokenizer": {"type": "ByteLevel", "use_regex": True}},
+        "isn't made of bytes": {**content, "model": {**content["model"], "vocab": {"你": 0}}},
+        "in another order": {
+            **content,
+            "model": {**content["model"], "ignore_merges": False, "merges": content["model"]["merges"][::-1]},
+        },
+        "no tiktoken form": {**content, "model": {**content["model"], "vocab": {"a": 0}, "merges": []}},
+    }
+    for match, changed_content in wrong.items():
+        with pytest.raises(ModelError, match=match):
+            encoding_of(changed_content, control, "x")
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

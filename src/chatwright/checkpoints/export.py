@@ -166,6 +166,32 @@ def finite_in(tensors: Mapping[str, torch.Tensor], dtype: str) -> dict[str, torc
     return ready
 
 
+def whole_tensors(
+    resolved: ResolvedModel, dtype: torch.dtype, merge: bool
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The weights of a whole model by name, for formats that know no adapters; notes of the merge, if there was one.
+
+    Args:
+        dtype: that a merge is to be judged by. merge: fold the adapter into its base.
+
+    Raises:
+        ModelError: it is an adapter and `merge` is False, or the other way round.
+    """
+    if resolved.adapter is not None:
+        if not merge:
+            raise ModelError(
+                "is an adapter; that format holds a whole model", place=resolved.source, hint="add --merge"
+            )
+        model, notes = merge_adapter(resolved, dtype)
+        return dict(model.state_dict()), notes
+    if merge:
+        raise ModelError("is no adapter: there is nothing to merge", place=resolved.source, hint="leave --merge off")
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(resolved.folder):
+        tensors |= load_tensors(path)[0]
+    return tensors, ()
+
+
 def copy_texts(resolved: ResolvedModel, folder: Path) -> None:
     """Copy the tokenizer and template files, and name every stop id where generation looks for them."""
     source = resolved.text_folder

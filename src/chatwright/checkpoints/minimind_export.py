@@ -15,16 +15,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from chatwright.checkpoints.export import ExportReport, check_dtype, copy_texts, finite_in
+from chatwright.checkpoints.export import ExportReport, check_dtype, copy_texts, finite_in, whole_tensors
 from chatwright.checkpoints.imports import ResolvedModel
 from chatwright.checkpoints.manifest import read_manifest
-from chatwright.checkpoints.merging import merge_adapter
 from chatwright.checkpoints.minimind_names import EMBED, HEAD, pairs_from_halves, to_minimind_lm
-from chatwright.checkpoints.tensors import load_tensors
 from chatwright.errors import ModelError
 from chatwright.models.config import Activation, DecoderConfig, RopeKind
 from chatwright.models.families import config_from_hf
-from chatwright.models.weights import read_config, weight_files
+from chatwright.models.weights import read_config
 
 MinimindLayout = Literal["minimind", "minimind-notebook"]
 PREFIXES = {"pretrain": "pretrain", "mid": "mid", "sft": "full_sft", "dpo": "dpo", "reward": "reward", "rl": "grpo"}
@@ -65,7 +63,7 @@ def export_minimind(
     path = out / file_name(config, prefix or _prefix_of(resolved))
     if path.exists():
         raise ModelError("exists already", place=str(path), hint="delete it, or give another --prefix or folder")
-    tensors, notes = _tensors(resolved, getattr(torch, dtype), merge)
+    tensors, notes = whole_tensors(resolved, getattr(torch, dtype), merge)
     written = _renamed(finite_in(tensors, dtype), config, layout)
     out.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -116,24 +114,6 @@ def _refuse(config: DecoderConfig, layout: str, place: str) -> None:
     if found:
         message = f"MiniMind's code has no model with {', '.join(found)}"
         raise ModelError(message, place=place, hint="export it as a Hugging Face folder (without --to)")
-
-
-def _tensors(
-    resolved: ResolvedModel, dtype: torch.dtype, merge: bool
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    if resolved.adapter is not None:
-        if not merge:
-            raise ModelError(
-                "is an adapter; a .pth file holds a whole model", place=resolved.source, hint="add --merge"
-            )
-        model, notes = merge_adapter(resolved, dtype)
-        return dict(model.state_dict()), notes
-    if merge:
-        raise ModelError("is no adapter: there is nothing to merge", place=resolved.source, hint="leave --merge off")
-    tensors: dict[str, torch.Tensor] = {}
-    for path in weight_files(resolved.folder):
-        tensors |= load_tensors(path)[0]
-    return tensors, ()
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor], config: DecoderConfig, layout: str) -> dict[str, torch.Tensor]:

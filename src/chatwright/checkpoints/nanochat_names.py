@@ -82,7 +82,7 @@ def hugging_face_weights(state: Any, config: Mapping[str, Any], place: str) -> d
     found = {str(name).removeprefix(_COMPILED): tensor for name, tensor in state.items()}
     named = {_hugging_face_name(name): (name, tensor) for name, tensor in found.items()}
     shapes = expected_shapes(config)
-    missing = [_nanochat_name(name) for name in shapes if name not in named]
+    missing = [nanochat_name(name) for name in shapes if name not in named]
     unexpected = [found_name for name, (found_name, _) in named.items() if name not in shapes]
     problems = [
         f"{kind} {len(names)}: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
@@ -124,6 +124,20 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
+def model_config_of(config: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """The `model_config` of a Hugging Face config, for a tokenizer of `vocab_size` tokens."""
+    shapes = {theirs: int(config[ours]) for theirs, ours in _FIELDS.items()}
+    return {**shapes, "vocab_size": vocab_size}
+
+
+def nanochat_weights(weights: Mapping[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
+    """A whole model's tensors under nanochat's names, the vocabulary's rows cut to `vocab_size`."""
+    return {
+        nanochat_name(name): tensor[:vocab_size] if name in _ENDS.values() else tensor
+        for name, tensor in weights.items()
+    }
+
+
 def _hugging_face_name(name: str) -> str:
     """transformers' name of a tensor, or the name itself where nanochat has none such."""
     match = _LAYER.fullmatch(name)
@@ -132,8 +146,8 @@ def _hugging_face_name(name: str) -> str:
     return _ENDS.get(name, f"nanochat's {name}")
 
 
-def _nanochat_name(name: str) -> str:
-    """The inverse, for messages that speak of the user's file."""
+def nanochat_name(name: str) -> str:
+    """nanochat's name of one of transformers' tensors."""
     ends = {ours: theirs for theirs, ours in _ENDS.items()}
     if name in ends:
         return ends[name]

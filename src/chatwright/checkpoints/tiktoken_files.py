@@ -1,4 +1,4 @@
-"""Reads a pickled tiktoken encoding, without running it, and writes the tokenizer.json that gives the same ids.
+"""Pickled tiktoken encodings, read without running them, as a tokenizer.json that gives the same ids, and back.
 
 tiktoken knows the bytes of every token and merges, within a word, the neighbours whose joined bytes have the lowest
 rank. The BPE of tokenizer.json lists pairs instead; so every pair of tokens that joins to a token is listed, by rank.
@@ -7,6 +7,8 @@ rank. The BPE of tokenizer.json lists pairs instead; so every pair of tokens tha
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,55 @@ def _problem(pattern: Any, ranks: Any, special: Any) -> str | None:
     if sorted(ids) != list(range(len(ids))):
         return f"its {len(ids):,} ids are not 0 to {len(ids) - 1:,}, each once"
     return None
+
+
+def dump_encoding(encoding: TiktokenEncoding, name: str) -> bytes:
+    """What `pickle.dump(tiktoken.Encoding(...))` would write; tiktoken itself isn't needed."""
+    parts = {
+        "name": name,
+        "pat_str": encoding.pattern,
+        "mergeable_ranks": encoding.ranks,
+        "special_tokens": encoding.special,
+    }
+    head = b"\x80\x03c" + "\n".join([*_ENCODING, ""]).encode() + b")\x81"  # protocol 3: the class, an object of it
+    return head + pickle.dumps(parts, protocol=3)[2:-1] + b"b."  # its state, given to it
+
+
+def encoding_of(tokenizer: Mapping[str, Any], control: Mapping[str, int], place: str) -> TiktokenEncoding:
+    """The tiktoken encoding of a tokenizer.json: byte-level BPE with a pattern that cuts words.
+
+    Args:
+        tokenizer: the file's content. control: added token → id.
+
+    Raises:
+        ModelError: it is of another kind, which tiktoken has no form for; says what.
+    """
+    model, steps = tokenizer["model"], _steps(tokenizer.get("pre_tokenizer"))
+    pattern = steps[0]["pattern"].get("Regex") if steps and "pattern" in steps[0] else None
+    usual = [{"type": "Split", "behavior": "Isolated", "invert": False}, {"type": "ByteLevel", "use_regex": False}]
+    alike = len(steps) == 2 and all(wanted.items() <= step.items() for wanted, step in zip(usual, steps, strict=True))
+    if model.get("type") != "BPE" or tokenizer.get("normalizer") or pattern is None or not alike:
+        message = "its tokenizer isn't byte-level BPE behind one pattern, which is all that tiktoken has"
+        raise ModelError(message, place=place)
+    values = {character: value for value, character in enumerate(ALPHABET)}
+    plain = {token: index for token, index in model["vocab"].items() if token not in control}
+    strange = [token for token in plain if any(character not in values for character in token)]
+    if strange:
+        raise ModelError(f"its token {strange[0]!r} isn't made of bytes", place=place)
+    ranks = {bytes(values[character] for character in token): index for token, index in plain.items()}
+    joined = [plain["".join(pair.split(" ") if isinstance(pair, str) else pair)] for pair in model["merges"]]
+    if not model.get("ignore_merges") and joined != sorted(joined):
+        raise ModelError("its merges are in another order than its ids, which are tiktoken's ranks", place=place)
+    problem = _problem(pattern, ranks, dict(control))
+    if problem:
+        raise ModelError(f"its tokenizer has no tiktoken form: {problem}", place=place)
+    return TiktokenEncoding(pattern, ranks, dict(control))
+
+
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    if not isinstance(pre_tokenizer, dict):
+        return []
+    return list(pre_tokenizer["pretokenizers"]) if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
 
 
 def token_lengths(encoding: TiktokenEncoding) -> list[int]:

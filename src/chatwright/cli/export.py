@@ -7,6 +7,7 @@ from collections.abc import Callable
 from chatwright.checkpoints.export import ExportReport, export_model
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.checkpoints.minimind_export import MinimindLayout, export_minimind
+from chatwright.checkpoints.nanochat_export import export_nanochat
 from chatwright.console import note, out
 from chatwright.errors import UserError
 
@@ -28,10 +29,15 @@ def _minimind(layout: MinimindLayout) -> Exporter:
     return export
 
 
+def _nanochat(model: ResolvedModel, folder: str, dtype: str | None, merge: bool, prefix: str | None) -> ExportReport:
+    return export_nanochat(model, folder, source=prefix, dtype=dtype or "float32", merge=merge)
+
+
 EXPORTERS: dict[str, Exporter] = {
     "huggingface": _hugging_face,
     "minimind": _minimind("minimind"),
     "minimind-notebook": _minimind("minimind-notebook"),
+    "nanochat": _nanochat,
 }
 """What `--to` names."""
 

@@ -275,14 +275,21 @@ def export(
     model: Annotated[str, typer.Argument(help="A run or checkpoint folder (or any model).")],
     out: Annotated[str | None, typer.Argument(help="The folder to write.")] = None,
     folder: Annotated[str | None, typer.Option("--out", "-o", help="The same, as an option.")] = None,
-    to: Annotated[str, typer.Option("--to", help="huggingface, minimind or minimind-notebook.")] = "huggingface",
+    to: Annotated[
+        str, typer.Option("--to", help="huggingface, minimind, minimind-notebook or nanochat.")
+    ] = "huggingface",
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16, for MiniMind float16.")
+        str | None,
+        typer.Option(
+            help="float32, bfloat16, float16; by default bfloat16, for MiniMind float16, for nanochat float32."
+        ),
     ] = None,
-    prefix: Annotated[str | None, typer.Option(help="What MiniMind's file is called, if not by its stage.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="MiniMind's file name, or nanochat's source, if not by the stage.")
+    ] = None,
 ) -> None:
-    """Write a clean Hugging Face folder, or the file that MiniMind loads."""
+    """Write a clean Hugging Face folder, or the files that MiniMind or nanochat loads."""
     from chatwright.cli.export import run_export
 
     run_export(model, (out, folder), to, merge, dtype, prefix)
