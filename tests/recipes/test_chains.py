@@ -260,30 +260,38 @@ def test_only_a_chain_has_stages_to_run_until() -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) -> None:
-    """Real processes, killed at random moments until the chain is through, its table included."""
-    wanted = {"tasks": [{"task": "spelling", "limit": 4, "max_new_tokens": 8}]}
-    changes = {"train": {"max_steps": 8, "save_every": 3}, "evaluate": wanted}
-    whole = write_chain(chain_plain(tmp_path, **changes, out=str(tmp_path / "whole")), tmp_path / "whole.yaml")
-    began = time.monotonic()
+    """Real processes, killed in every stage and in the table, and once before anything was trained.
+
+    The tiny stages are over in a moment, so that a kill may come behind the one it was meant for.
+    """
+    wanted = {"tasks": [{"task": "spelling", "limit": 60, "max_new_tokens": 40}], "batch_rows": 2}
+    changes = {"train": {"max_steps": 400, "epochs": 200, "save_every": 150}, "evaluate": wanted}
     cache = {"CHATWRIGHT_CACHE": str(tmp_path / "cache")}
-    printed = run_command("train", whole, **cache)
-    assert "what each stage adds" in printed
-    longest = time.monotonic() - began
+    whole = write_chain(chain_plain(tmp_path, **changes, out=str(tmp_path / "whole")), tmp_path / "whole.yaml")
+    assert "what each stage adds" in run_command("train", whole, **cache)
     broken = write_chain(chain_plain(tmp_path, **changes), tmp_path / "broken.yaml")
-    rng, kills = random.Random(4), 0
-    for _ in range(4):
+    chain, kills = tmp_path / "chain", []
+    moments = [
+        ("tokenizer/*.json", 1),
+        *((f"{name}/trace.jsonl", random.Random(name).randint(2, 300)) for name in RUNS),
+    ]
+    for pattern, lines in [*moments, ("table/*/*/spelling.jsonl", 20)]:
         process = start_command("train", broken, "--resume", **cache)
-        time.sleep(rng.uniform(0.4, 0.9) * longest)
-        if process.poll() is None:
-            kills += 1
+        while process.poll() is None and not any(
+            each.read_bytes().count(b"\n") >= lines for each in chain.glob(pattern)
+        ):
+            time.sleep(0.001)
+        kills.append(process.poll() is None)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert kills
+    assert sum(kills) >= 3, kills
     run_command("train", broken, "--resume", **cache)
     for name in RUNS:
-        assert differing_bits(tmp_path / "whole" / name, tmp_path / "chain" / name) == []
+        assert differing_bits(tmp_path / "whole" / name, chain / name) == []
     ours, theirs = (json.loads((tmp_path / name / "table.json").read_text()) for name in ("whole", "chain"))
     assert ours["rows"] == theirs["rows"]
-    assert "the table was there already" in run_command(
-        "train", tmp_path / "chain", CHATWRIGHT_CACHE=str(tmp_path / "cache")
-    )
+    assert "the table was there already" in run_command("train", chain, **cache)
+
+
+def _has_lines(folder: Path, pattern: str, lines: int) -> bool:
+    return any(path.read_bytes().count(b"\n") >= lines for path in folder.glob(pattern))

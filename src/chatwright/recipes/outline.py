@@ -1,6 +1,7 @@
 """What a recipe alone says of its run: no row is read, nothing is fetched, and the tokenizer may be yet to be trained.
 
-Steps and tokens are those of streamed runs, whose length the recipe gives; how long other runs are, their data decide.
+Steps and tokens are those of runs whose length the recipe gives (streamed ones, and `train.max_steps` as a bound); how
+long other runs are, their data decide.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def outline_run(settings: RunSettings, config: DecoderConfig | None = None) -> O
     if packing.by == "examples":
         step_tokens = settings.max_tokens * packing.examples_per_step
     figures = _figures(settings, config, packing.tokens_per_pack)
-    steps = settings.stream_steps
-    tokens = None if steps is None else steps * step_tokens
-    rates = multipliers(settings.schedule, [1.0] * steps) if steps is not None else []
+    steps = settings.stream_steps or settings.train.max_steps
+    tokens = None if steps is None or settings.stage == "rl" else steps * step_tokens  # replies: as long as they get
+    rates = multipliers(settings.schedule, [1.0] * settings.stream_steps) if settings.stream_steps is not None else []
     return OutlinePlan(
         steps=steps,
         tokens=tokens,
