@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from chatwright.batches.packed_batch import PackedBatch
+from chatwright.checkpoints.imports import resolve_model
+from chatwright.checkpoints.minimind_export import export_minimind
+from chatwright.inference.sampling import SamplingSettings
 from chatwright.losses.loss_sum import LossSum
 from chatwright.recipes.build import build_trainer
 from chatwright.recipes.chain_settings import load_chain
@@ -19,9 +22,11 @@ from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.model import build_model
 from chatwright.recipes.planning import plan_run
 from chatwright.recipes.run_settings import RunSettings, load_recipe
+from chatwright.recipes.showcase import answers
+from chatwright.recipes.talking import talk_to
 from chatwright.train.objectives import next_token_nll
 from shared_files import shared
-from training_runs import CPU, run_command, write_rows
+from training_runs import CPU, Crash, CrashAfter, run_command, train, write_rows
 
 PRINTED_RATES = ["0.00050225", "0.00037725", "0.00022275", "0.00009775", "0.00005000"]
 PRINTED_LOSSES = [8.7212, 7.2350, 6.2444, 5.7528, 5.4913]
@@ -94,6 +99,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
+SMALL = ["train.device=cpu", "train.dtype=float32", "train.threads=1", "train.max_steps=3", "train.save_every=null"]
 NEW = "new_model={preset: minimind, hidden_size: 64, num_layers: 1, tokenizer: $CHATWRIGHT_DATA/tokenizers/minimind}"
 
 
@@ -182,6 +188,27 @@ def test_the_older_template_through_a_recipe(tmp_path: Path) -> None:
     trained = [index for index, weight in zip(ids, weights, strict=True) if weight]
     assert tokenizer.decode(trained, with_control=True) == "你好！</s>\n"
     assert tokenizer.vocab_size == 259 and tokenizer.control_ids == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+def test_training_goes_on_from_a_pth_file_is_resumed_and_goes_out_again(folder: Path, tmp_path: Path) -> None:
+    """`--from_weight pretrain`, `--from_resume 1`, and `out/full_sft_64.pth` at the end."""
+    shapes = ["new_model.hidden_size=64", "new_model.num_layers=1", "packing.examples_per_step=4", "max_tokens=64"]
+    made = train(load_recipe("minimind-pretrain", [*shapes, *SMALL, f"out={tmp_path / 'pretrain'}"]))
+    export_minimind(resolve_model(made.trainer.run.path), tmp_path / "out")
+    changes = [f"model={tmp_path / 'out/pretrain_64.pth'}", *SMALL]
+    whole = train(load_recipe("minimind-sft", [*changes, f"out={tmp_path / 'whole'}"]))
+    halved = load_recipe("minimind-sft", [*changes, f"out={tmp_path / 'halved'}", "train.save_every=1"])
+    with pytest.raises(Crash):
+        train(halved, hooks=[CrashAfter(2)])
+    resumed = train(halved, resume=True)
+    assert resumed.trainer.resumed_from is not None
+    assert all(torch.equal(resumed.weights[name], tensor) for name, tensor in whole.weights.items())
+    report = export_minimind(resolve_model(tmp_path / "halved"), tmp_path / "out")
+    assert (report.folder / "full_sft_64.pth").is_file()
+    replies = answers(
+        talk_to(tmp_path / "out/full_sft_64.pth", SamplingSettings(max_new_tokens=4), device="cpu"), ["你好"]
+    )
+    assert len(replies) == 1 and replies[0].role == "assistant"
 
 
 # What its notebook does otherwise

@@ -19,6 +19,7 @@ from chatwright.adapters.peft_files import WEIGHTS_NAME
 from chatwright.checkpoints.imports import ADAPTER_CONFIG, ResolvedModel
 from chatwright.checkpoints.manifest import manifest_hash, read_manifest
 from chatwright.checkpoints.merging import merge_adapter
+from chatwright.checkpoints.minimind import read_pth_name
 from chatwright.checkpoints.tensors import load_tensors
 from chatwright.errors import ModelError
 from chatwright.models.families import config_to_hf
@@ -211,11 +212,14 @@ def _write_marker(resolved: ResolvedModel, folder: Path, kind: str, dtype: str) 
     """Where the export came from; it also marks the folder as one that may be replaced."""
     checkpoint = resolved.checkpoint
     origin = resolved.folder / "chatwright_origin.json"
+    pth = read_pth_name(resolved.source)
     record = {
         "kind": kind,
         "dtype": dtype,
         # names only: an export is made to be passed on, and paths tell about this machine
-        "base_source": resolved.source if resolved.source.startswith("hub:") else Path(resolved.source).name,
+        "base_source": (
+            resolved.source if resolved.source.startswith("hub:") else (pth.file if pth else Path(resolved.source)).name
+        ),
         "checkpoint": f"{checkpoint.parent.name}/{checkpoint.name}" if checkpoint is not None else None,
         "manifest_sha256": manifest_hash(checkpoint) if checkpoint is not None else None,
         "contamination": read_manifest(checkpoint).contamination if checkpoint is not None else {},
