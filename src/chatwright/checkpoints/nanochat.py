@@ -234,7 +234,7 @@ def _write(checkpoint: NanochatCheckpoint, tokenizer: Path, folder: Path) -> Non
     names = {"bos_token": _BOS, "eos_token": _END, "pad_token": _END}
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
     write_tokenizer_json(encoding, folder / "tokenizer.json", str(tokenizer))
-    known = {name: meta[name] for name in ("step", "val_bpb", "user_config") if name in meta}
+    known: dict[str, Any] = {name: meta[name] for name in ("step", "val_bpb", "user_config") if name in meta}
     _write_json(folder / ORIGIN_NAME, {"source": checkpoint.model.name, "tag": checkpoint.folder.name, **known})
 
 

@@ -67,7 +67,8 @@ def read_encoding(path: Path) -> TiktokenEncoding:
         raise ModelError(message, place=str(path), hint="a trained nanochat tokenizer.pkl holds its merges")
     if not isinstance(state, dict):
         raise ModelError("holds a tiktoken encoding without its parts", place=str(path))
-    pattern, ranks, special = (state.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens"))
+    parts: list[Any] = [state.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens")]
+    pattern, ranks, special = parts
     problem = _problem(pattern, ranks, special)
     if problem:
         raise ModelError(f"holds a tiktoken encoding that can't be used: {problem}", place=str(path))

@@ -54,6 +54,8 @@ class Record:
     """
 
     __slots__ = ("arguments", "state")
+    arguments: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *arguments: Any) -> Record:
         record = super().__new__(cls)
