@@ -17,7 +17,7 @@ from chatwright.inference.engine import Engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.layouts import SegmentLayout
 from chatwright.models.compact_linear import Int8Linear, PackedLinear
-from chatwright.models.expert_dispatch import Dispatch, grouped_linear
+from chatwright.models.expert_dispatch import Dispatch, grouped_linear, segment_sums, sums_by_splitting
 from chatwright.models.families import config_from_hf
 from chatwright.models.generation_weights import GenerationWeights, generating, prepare_for_generation
 from chatwright.models.moe import EXPERT_COUNTS, ROUTER_PROBS, MoeFeedForward
@@ -151,6 +151,14 @@ def test_dispatch_against_a_plain_sum_and_finite_differences(tokens: int, expert
     expected = (weights * (chosen + 1.0)).sum(1, keepdim=True) * x
     torch.testing.assert_close(through(x, weights), expected)
     assert torch.autograd.gradcheck(through, (x, weights))
+
+
+def test_segment_sums_are_the_same_with_and_without_the_operator() -> None:
+    _, _, layout = packed(LENGTHS)
+    x = torch.randn(sum(LENGTHS), 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = segment_sums(x, layout)
+    torch.testing.assert_close(found, sums_by_splitting(x, layout), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(found[2], x[10:27].sum(0))
 
 
 def test_block_with_experts_against_finite_differences() -> None:

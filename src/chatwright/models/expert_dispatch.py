@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from chatwright.layouts import SegmentLayout
+
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
@@ -92,6 +94,18 @@ class _Combined(torch.autograd.Function):
 def _sum_of_choices(rows: torch.Tensor, place: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """`[N, D]` in expert order → `[T, D]`: each token's k rows added up, first choice first."""
     return rows[place].view(num_tokens, -1, rows.shape[1]).sum(1)
+
+
+def segment_sums(x: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
+    """`[T, E]` → `[S, E]`, each segment's rows added up, in the same order wherever it lies in the pack."""
+    if x.device.type in ("cpu", "cuda"):
+        return torch.segment_reduce(x, "sum", offsets=layout.cu_q.long(), axis=0)
+    return sums_by_splitting(x, layout)
+
+
+def sums_by_splitting(x: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
+    """The same for devices without that operator."""
+    return torch.stack([part.sum(0) for part in x.split(layout.lengths_q)])
 
 
 def has_grouped_kernel(x: torch.Tensor) -> bool:

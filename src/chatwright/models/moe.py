@@ -16,7 +16,7 @@ from chatwright.layouts import SegmentLayout
 from chatwright.models.compact_linear import added
 from chatwright.models.config import DecoderConfig, ExpertSpelling
 from chatwright.models.elementwise import gated
-from chatwright.models.expert_dispatch import Dispatch, grouped_linear, has_grouped_kernel
+from chatwright.models.expert_dispatch import Dispatch, grouped_linear, has_grouped_kernel, segment_sums
 from chatwright.models.feed_forward import FeedForward
 
 EXPERT_COUNTS, ROUTER_PROBS = "expert_counts", "router_probs"
@@ -47,7 +47,7 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=config.initializer_range)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[T, D]` → probabilities `[T, E]`; weights `[T, k]` of the chosen experts; which these are, int64 `[T, k]`."""
+        """`[T, D]` → probabilities `[T, E]`; the chosen experts' weights `[T, k]` and numbers, int64 `[T, k]`."""
         wide = torch.promote_types(x.dtype, torch.float32)
         probs = F.linear(x, self.weight).softmax(-1, dtype=wide)
         weights, chosen = probs.topk(self.top_k, dim=-1)
@@ -140,8 +140,5 @@ class MoeFeedForward(nn.Module):
 
 def _routing_sums(probs: torch.Tensor, chosen: torch.Tensor, layout: SegmentLayout) -> Routing:
     """Add up `[T, E]` probabilities and choices a segment."""
-    offsets = layout.cu_q.long()
-    hit = torch.zeros_like(probs).scatter_(1, chosen, 1.0)  # [T, E]
-    with torch.no_grad():
-        counts = torch.segment_reduce(hit, "sum", offsets=offsets, axis=0)  # [S, E]
-    return Routing(counts, torch.segment_reduce(probs, "sum", offsets=offsets, axis=0))
+    hit = torch.zeros_like(probs, requires_grad=False).scatter_(1, chosen, 1.0)  # [T, E]
+    return Routing(segment_sums(hit, layout), segment_sums(probs, layout))
