@@ -55,3 +55,20 @@ def rl_recipe(model: Path, out: Path, /, task: str = "letter_game", **changes: A
         "rl": {"samples": 6, "max_new_tokens": 12, "stop": STOPS},
     }
     return recipe(model, None, out, **{**plain, **changes})
+
+
+class Parity(GeneratedTask[NoOptions]):
+    """Sixteen questions with an answer of one word each: to be half learned from rows, and the rest from rewards."""
+
+    name = "parity"
+
+    def drafts(self, split: Split, seed: int) -> Iterator[Draft]:
+        """The sixteen, in their order."""
+        for number in range(16):
+            answer = ("even", "odd")[number % 2]
+            question = f"Is {number} even or odd?"
+            yield Draft(question_and_reply(question, Message.of("assistant", answer)), {"answer": answer})
+
+    def grade(self, conversation: Conversation, reply: Message) -> bool:
+        """Whether the reply is the word, and ends there."""
+        return reply.text == conversation.extra["answer"]
