@@ -265,7 +265,8 @@ def test_a_trl_configuration(tmp_path):
     assert (recipe.schedule.name, recipe.schedule.warmup_fraction) == ("linear", 0.1)
     assert (recipe.optimizer.learning_rate, recipe.eval.every) == (2e-5, 100)
     assert str(recipe.template.train_on) == "assistant"
-    assert losses(found).keys() == {"load_in_4bit"}
+    assert (recipe.adapter.base, recipe.adapter.double_quantization) == ("nf4", False)
+    assert not losses(found)
 
 
 def test_a_trl_mixture_of_files_and_hub_sets(tmp_path):
@@ -365,7 +366,9 @@ def test_an_axolotl_configuration(tmp_path):
     assert recipe.adapter is not None and recipe.adapter.targets == ("all-linear",)
     assert (recipe.heldout.share, recipe.tracking.wandb_project) == (0.05, "mine")
     why = losses(found)
-    assert {"datasets[2].type", "datasets[3].type.format", "adapter", "load_in_4bit", "special_tokens"} <= why.keys()
+    assert (recipe.adapter.base, recipe.adapter.double_quantization) == ("nf4", True)
+    assert {"datasets[2].type", "datasets[3].type.format", "special_tokens"} <= why.keys()
+    assert not {"adapter", "load_in_4bit"} & why.keys()
     assert "evals_per_epoch" in why and "weight_decay" not in why
     with pytest.raises(UserError, match="rl: dpo"):
         read(tmp_path, {"base_model": "m", "rl": "dpo", "datasets": []})

@@ -8,6 +8,7 @@ adapter is saved alone, and belongs on the full base.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -178,6 +179,8 @@ def _dequantize(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.T
 
 
 def _bitsandbytes() -> Any:
+    # it warns of a missing kernel for products in 4 bits, which nothing here uses
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional
     except ImportError as error:

@@ -213,7 +213,7 @@ def _trl(config: Findings) -> Data:
     _trl_masks(config)
     if config.take("use_peft"):
         config.note("adapter", "use_peft")
-        adapter_settings(config, TRL_LORA, LoraDefaults(16, 32, 0.05, False))
+        adapter_settings(config, TRL_LORA, LoraDefaults(16, 32, 0.05, False, double_quantization=False))
     else:
         for key in [key for key in config.values if key.startswith("lora_") or key == "use_peft"]:
             config.lose(key, "without effect there without use_peft: true; all weights are trained")
@@ -268,10 +268,10 @@ def _axolotl(config: Findings) -> Data:
     elif "train_on_inputs" in config.values:
         config.note("template.train_on: assistant", "train_on_inputs")
     if kind := config.take("adapter"):
-        if kind == "lora":
+        if kind in ("lora", "qlora"):
             config.note("adapter", "adapter")
         else:
-            config.lose("adapter", "a plain LoRA on unquantized weights is trained")
+            config.lose("adapter", "a plain LoRA is trained")
         adapter_settings(config, AXOLOTL_LORA, LoraDefaults(8, 16, 0.0, False))
     evaluates = _held_out_share(config, "val_set_size", held_out)
     packs = bool(config.take("sample_packing"))

@@ -21,6 +21,8 @@ SCHEDULES = {
     "constant_with_warmup": "constant",
     "warmup_stable_decay": "wsd",
 }
+QUANTIZERS = (("bnb_4bit_quant_type", "nf4"), ("quantization_method", "bnb"), ("quantization_type", "nf4"))
+"""Keys that say how a base is quantized, with the values that mean NF4 by bitsandbytes."""
 REASONS = {
     **dict.fromkeys(("saves_per_epoch", "evals_per_epoch"), "set train.save_every and eval.every in steps"),
     **dict.fromkeys(
@@ -64,7 +66,7 @@ REASONS = {
     ),
     **dict.fromkeys(
         ("load_in_4bit", "load_in_8bit", "quantization_bit", "gptq", "bnb_4bit_quant_type", "quantization_method"),
-        "the base model's weights are kept unquantized in training",
+        "a base is quantized to NF4 beside an adapter only (adapter.base: nf4)",
     ),
     **dict.fromkeys(
         ("lora_modules_to_save", "additional_target", "modules_to_save"),
@@ -213,6 +215,7 @@ class LoraDefaults(NamedTuple):
     alpha: float | None
     dropout: float
     all_linear: bool
+    double_quantization: bool = True
 
 
 def adapter_settings(config: Findings, keys: dict[str, str], defaults: LoraDefaults) -> None:
@@ -223,7 +226,24 @@ def adapter_settings(config: Findings, keys: dict[str, str], defaults: LoraDefau
     config.put("adapter.dropout", float(config.take("lora_dropout", defaults.dropout)), "lora_dropout")
     if config.take(keys["rslora"]):
         config.put("adapter.scaling", "rslora", keys["rslora"])
+    _base(config, defaults)
     _targets(config, keys["targets"], defaults)
+
+
+def _base(config: Findings, defaults: LoraDefaults) -> None:
+    """A base in 4 bits, as bitsandbytes quantizes it; other ways and widths have no place."""
+    key = "quantization_bit" if config.values.get("quantization_bit") == 4 else "load_in_4bit"
+    kinds = [config.values.get(name, usual) for name, usual in QUANTIZERS]
+    if not config.values.get(key) or kinds != [usual for _, usual in QUANTIZERS]:
+        return
+    config.take(key)
+    config.put("adapter.base", "nf4", key, *(name for name, _ in QUANTIZERS if name in config.values))
+    names = [name for name in ("use_bnb_nested_quant", "double_quantization") if name in config.values]
+    wanted = [bool(config.take(name)) for name in names]
+    if any(wanted or [defaults.double_quantization]):
+        config.put("adapter.double_quantization", True, *(names or ["double_quantization"]))
+    elif names:
+        config.note("adapter.double_quantization: False", *names)
 
 
 def _targets(config: Findings, key: str, defaults: LoraDefaults) -> None:
