@@ -225,7 +225,8 @@ def _suggestion(path: Path) -> str:
     near = [str(parent / name) for name in difflib.get_close_matches(path.name, beside, n=2, cutoff=0.6)]
     near += difflib.get_close_matches(str(path).lower(), ALIASES, n=1, cutoff=0.5)
     return (
-        _near_text(near) + "give a model folder, a run folder, a .gguf file, a hub name owner/name, or smollm2-135m-q4"
+        _near_text(near)
+        + "give a model folder, a run folder, a .gguf or .pth file, a hub name owner/name, or smollm2-135m-q4"
     )
 
 

@@ -187,7 +187,7 @@ def convert(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="A model: folder, hub name, run, checkpoint, GGUF file.")],
+    model: Annotated[str, typer.Argument(help="A model: folder, hub name, run, checkpoint, GGUF or .pth file.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and exit.")] = None,
     compare: Annotated[str | None, typer.Option("--compare", help="A second model, answering side by side.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
