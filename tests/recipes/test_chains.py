@@ -21,11 +21,12 @@ from chatwright.errors import ConfigError, UserError
 from chatwright.recipes.ancestry import Bond, ancestry
 from chatwright.recipes.chain import StageStatus, look_at, run_chain, train_quietly
 from chatwright.recipes.chain_record import State, read_records
-from chatwright.recipes.chain_settings import make_chain
-from chatwright.recipes.chain_table import measure_chain
+from chatwright.recipes.chain_settings import load_chain, make_chain
+from chatwright.recipes.chain_table import measure_chain, require_tasks
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime
 from chatwright.train.trainer import TrainResult
+from shared_files import shared
 from training_runs import CPU, differing_bits, run_command, start_command
 
 RUNS = ("base", "middle", "chat")
@@ -179,6 +180,18 @@ def test_a_lost_parent_is_made_anew_and_its_equal_child_stays(tmp_path: Path) ->
     assert trains.trained == ["base"]
 
 
+def test_a_parent_made_anew_otherwise_stops_before_its_child(tmp_path: Path) -> None:
+    plain = chain_plain(tmp_path)
+    run(plain)
+    shutil.rmtree(tmp_path / "chain" / "base")
+    stage_in(plain, "base")["optimizer"] = {"learning_rate": 0.1}
+    trains = Trains()
+    for _ in range(2):
+        with pytest.raises(UserError, match="middle: its parent: base is another than it grew from"):
+            run(plain, train=trains, resume=True)
+    assert trains.trained == ["base"]
+
+
 def test_a_stage_trained_further_by_hand_is_told(tmp_path: Path) -> None:
     plain = chain_plain(tmp_path)
     run(plain)
@@ -199,6 +212,19 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         run(plain)
     assert foreign.read_text() == "mine"
     assert not (tmp_path / "chain" / "base").exists()
+
+
+def test_what_is_missing_is_told_before_anything_runs(tmp_path: Path) -> None:
+    plain, trains = chain_plain(tmp_path), Trains()
+    stage_in(plain, "chat")["data"] = [{"path": str(tmp_path / "absent.jsonl")}]
+    with pytest.raises(UserError, match=r"absent\.jsonl"):
+        run(plain, train=trains)
+    assert trains.trained == [] and not (tmp_path / "chain" / "tokenizer").exists()
+    lacking = chain_plain(tmp_path, evaluate={"tasks": [{"task": "spelling"}, {"task": "gsm8k"}]})
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="gsm8k"):
+        patch.setenv("CHATWRIGHT_DATA", str(tmp_path))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        require_tasks(make_chain(lacking, "test"))
 
 
 def test_lineage_tells_recipe_data_and_parent(tmp_path: Path) -> None:
@@ -295,3 +321,47 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) 
 
 def _has_lines(folder: Path, pattern: str, lines: int) -> bool:
     return any(path.read_bytes().count(b"\n") >= lines for path in folder.glob(pattern))
+
+
+@pytest.mark.slow
+def test_nano_cpu_runs_at_a_small_size(tmp_path: Path) -> None:
+    """Every stage of the shipped chain with its own kinds of data and optimizer, a step or two each."""
+    data = shared("data")
+    short = [
+        "train.max_steps=2",
+        "tokenizer.data.0.path=$CHATWRIGHT_DATA/text/gutenberg/alice.txt",
+        "pretrain.data.0.path=$CHATWRIGHT_DATA/text/gutenberg/alice.txt",
+        "mid.data=[{task: simple_spelling, task_options: {size: 50, words: large}}, {task: copying, stop: 50}]",
+        "rl.packing.examples_per_step=2",
+        "rl.rl.samples=2",
+        "rl.rl.max_new_tokens=8",
+        *(f"{name}.train.max_steps=2" for name in ("pretrain", "mid", "sft", "rl")),
+        *(f"evaluate.tasks.{number}.{key}" for number in range(6) for key in ("limit=2", "max_new_tokens=8")),
+        f"out={tmp_path / 'nano'}",
+    ]
+    options = [part for each in short for part in ("--set", each)]
+    environment = {"CHATWRIGHT_CACHE": str(tmp_path / "cache"), "CHATWRIGHT_DATA": str(data)}
+    printed = run_command("train", "nano-cpu", *options, timeout=600, **environment)
+    assert "Chat with it" in printed
+    table = json.loads((tmp_path / "nano" / "table.json").read_text())
+    assert table["models"] == ["Base", "Mid", "SFT", "RL"]
+    assert len(table["rows"]) == 6
+    assert [each.stage for each in ancestry(str(tmp_path / "nano" / "rl"))] == ["rl", "sft", "mid", "pretrain"]
+
+
+def test_nano_cpu_takes_texts_and_words_of_ones_own() -> None:
+    """As its own comment says."""
+    chain = load_chain(
+        "nano-cpu",
+        [
+            "tokenizer.data=[{path: F, format: text}]",
+            "pretrain.data=[{path: F, format: text}]",
+            "pretrain.heldout.data=[]",
+            *(
+                f"{place}.task_options.words=shipped"
+                for place in ("mid.data.0", "mid.data.1", "sft.data.0", "rl.data.0")
+            ),
+        ],
+    )
+    plain = json.dumps([stage.settings.model_dump(mode="json") for stage in chain.stages])
+    assert "CHATWRIGHT_DATA" not in plain and '"large"' not in plain

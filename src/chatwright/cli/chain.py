@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from chatwright.cli.train import INTERRUPTED, prepare, report, run_train
 from chatwright.console import note, out, table
 from chatwright.errors import ConfigError
+from chatwright.preparation.crew import Crew
 from chatwright.recipes.chain import StageStatus, run_chain
 from chatwright.recipes.chain_settings import Chain, is_chain, load_chain
-from chatwright.recipes.chain_table import ChainTable, measure_chain
+from chatwright.recipes.chain_table import ChainTable, measure_chain, require_tasks
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime, start_runtime
 from chatwright.train.trainer import TrainResult
@@ -35,6 +36,7 @@ def run_train_chain(recipe: str, overrides: Sequence[str], resume: bool, until: 
     place = next((stage.settings.train for stage in chain.runs if isinstance(stage.settings, RunSettings)), None)
     runtime = start_runtime(place.device, place.threads) if place is not None else start_runtime()
     try:
+        Crew.of(runtime).together(lambda: require_tasks(chain))
         statuses = run_chain(chain, runtime, resume=resume, until=until, train=_train)
         if statuses is not None and until in (None, chain.stages[-1].name):
             measured = measure_chain(chain, statuses, runtime)

@@ -19,6 +19,7 @@ from chatwright.recipes.build import build_trainer
 from chatwright.recipes.chain_record import (
     StageRecord,
     State,
+    another_parent,
     begun,
     changes,
     holds_results,
@@ -88,13 +89,14 @@ def _to_do(stage: ChainStage, other: StageRecord | None, parent: str | None) -> 
     """A stage that this folder doesn't have: taken from the other chain, if it's there and the same; else to be made.
 
     Raises:
-        UserError: its folder is taken.
+        UserError: its folder is taken, or its data or model can't be found: told now, not hours later.
     """
     there = other is not None and other.result is not None and holds_results(stage.kind, Path(other.folder))
     known = stage.parent is None or parent is not None
     if other is not None and there and known and not _told_apart(stage, other, parent):
         return StageStatus(stage, State.DONE, Path(other.folder), other)
     RunFolder(stage.folder).require_free()
+    begun(stage, stage.folder, None)
     return StageStatus(stage, State.NEW, stage.folder)
 
 
@@ -159,6 +161,7 @@ def run_chain(
         head = f"stage {place} of {len(wanted)}: {name}"
         status = statuses[name]
         if status.state is State.DONE:
+            _require_same_parent(chain, status, statuses)
             if runtime.is_main:
                 _remember(chain, status.record)
                 note(f"{head} is done ({status.folder}); skipped")
@@ -177,6 +180,17 @@ def _require_resume(wanted: list[StageStatus], resume: bool) -> None:
     if half is not None and not resume:
         hint = "go on with `--resume`, or give another folder with `--set out=…`"
         raise UserError(f"the stage {half.stage.name} is half done", place=str(half.folder), hint=hint)
+
+
+def _require_same_parent(chain: Chain, status: StageStatus, statuses: Mapping[str, StageStatus]) -> None:
+    """Refuse to skip a stage whose parent has just been made anew, and came out otherwise.
+
+    Raises:
+        UserError: it has.
+    """
+    stage, record = status.stage, status.record
+    if record is not None and stage.parent is not None and statuses[stage.parent].result != record.parent:
+        raise _changed(chain, [f"{stage.name}: {another_parent(stage.parent)}"])
 
 
 def _begin_folder(chain: Chain) -> None:

@@ -173,8 +173,13 @@ def changes(record: StageRecord, now: StageRecord, parent: str | None) -> list[s
     if record.data != now.data and not any(change.startswith(("data", "heldout")) for change in found):
         found.append("its data: the files hold something else")
     if record.parent != now.parent:
-        found.append(f"its parent: {parent or 'the model that the recipe names'} is another than it grew from")
+        found.append(another_parent(parent))
     return found
+
+
+def another_parent(name: str | None) -> str:
+    """That a stage's parent isn't the one it grew from, in words; None for a model that the recipe names."""
+    return f"its parent: {name or 'the model that the recipe names'} is another than it grew from"
 
 
 def _short(value: Any) -> str:

@@ -44,6 +44,17 @@ class ChainTable:
     notes: tuple[str, ...]
 
 
+def require_tasks(chain: Chain) -> None:
+    """Find what the table would only lack when all is trained.
+
+    Raises:
+        ConfigError: a task has no such split. UserError: its data isn't at hand, or nothing isolates code here.
+    """
+    for task in chain.table.tasks if chain.table else ():
+        selected, settings = _selected(task, chain.table)  # type: ignore[arg-type]
+        selected.problems(selected.split(settings.split), 1, settings.seed)
+
+
 def measure_chain(chain: Chain, statuses: Sequence[StageStatus], runtime: Runtime) -> ChainTable | None:
     """Measure the stages' models, write table.json and table.md; None where the chain asks for no table.
 
