@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from model_variants import VARIANTS
-from moe_variants import HF_MOE_VARIANTS, MOE_VARIANTS
 from random_segments import distance, packed
 from safetensors import safe_open
 from torch.nn import functional as F
@@ -20,14 +19,9 @@ from chatwright.models.config import active_parameters, flops_per_token, num_par
 from chatwright.models.families import config_from_hf, config_to_hf
 from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import init_model, load_model, save_model
+from moe_variants import HF_MOE_VARIANTS, MOE_VARIANTS, hf_moe_model
 
 transformers = pytest.importorskip("transformers")
-
-
-def hf_model(fields: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**json.loads(json.dumps(fields)))
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -45,7 +39,7 @@ def stored_names(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", HF_MOE_VARIANTS)
 def test_hugging_face_folder_with_experts_gives_the_same_logits(name: str, tmp_path: Path) -> None:
-    theirs = hf_model(HF_MOE_VARIANTS[name])
+    theirs = hf_moe_model(HF_MOE_VARIANTS[name])
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-4, rtol=0)

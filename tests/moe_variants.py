@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+import torch
 
 _TINY: dict[str, Any] = {
     "vocab_size": 131,
@@ -45,3 +48,12 @@ MOE_VARIANTS: dict[str, dict[str, Any]] = {
 
 MOE_VARIANTS = {name: {**_TINY, **fields} for name, fields in MOE_VARIANTS.items()}
 HF_MOE_VARIANTS = {name: fields for name, fields in MOE_VARIANTS.items() if fields["model_type"] != "minimind"}
+
+
+def hf_moe_model(fields: dict[str, Any]) -> Any:
+    """A transformers model of this config with random weights, in evaluation mode."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**json.loads(json.dumps(fields)))
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
