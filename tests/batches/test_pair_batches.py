@@ -36,7 +36,7 @@ def expected(store, index) -> list[list[tuple[tuple[int, ...], int]]]:
     ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(SIZES, st.integers(0, 99), st.integers(0, 7))
 def test_every_written_token_is_predicted_once_in_its_own_context(sizes, seed, spare):
     store = pair_store(sizes, seed=seed)

@@ -25,6 +25,7 @@ def sides(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return policy.requires_grad_(), reference
 
 
+@settings(deadline=None)
 @given(NUMBERS, BETAS, st.floats(0, 0.49))
 def test_sigmoid_is_the_cross_entropy_of_a_smoothed_label(advantage, beta, smoothing):
     scores = torch.tensor([beta * advantage, 0.0], dtype=torch.float64)
@@ -34,6 +35,7 @@ def test_sigmoid_is_the_cross_entropy_of_a_smoothed_label(advantage, beta, smoot
     assert float(found) == pytest.approx(float(wanted), rel=1e-12)
 
 
+@settings(deadline=None)
 @given(BETAS, st.floats(0.01, 0.49))
 def test_the_minimum_is_where_the_labels_say(beta, smoothing):
     """Smoothed: σ(β a) = 1 − ε. IPO: a = 1 / (2 β). Plain DPO has none."""
@@ -47,7 +49,7 @@ def test_the_minimum_is_where_the_labels_say(beta, smoothing):
     assert float(a.grad) < 0
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 99))
 def test_a_policy_that_is_its_reference_pays_log_2(seed):
     policy, _ = sides(seed)
@@ -57,7 +59,7 @@ def test_a_policy_that_is_its_reference_pays_log_2(seed):
         assert found.metrics["accuracy"] == 1.0 and found.metrics["margin"] == 0.0, "a draw counts half"
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 99), BETAS)
 def test_the_gradient_is_that_of_the_paper(seed, beta):
     """Eq. 7: −β σ(−β a) on log p(better), the opposite on log p(worse)."""
@@ -104,6 +106,7 @@ def test_metrics_are_sums_over_pairs():
     }
 
 
+@settings(deadline=None)
 @given(NUMBERS, NUMBERS, st.floats(0, 3))
 def test_the_reward_loss_is_bradley_terry_with_a_margin(better, worse, margin):
     found = reward_loss(torch.tensor([[better, worse]], dtype=torch.float64), margin=margin)

@@ -13,6 +13,7 @@ from chatwright.conversations.schema import Message
 from chatwright.errors import ConfigError, DataError
 from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.planning import plan_run
+from chatwright.recipes.run_settings import load_recipe
 from shared_files import shared
 from training_runs import recipe, write_rows
 
@@ -141,3 +142,15 @@ def test_pairs_are_given_as_objects_too(tiny_model: Path, tmp_path: Path) -> Non
     ]
     data = build_data(recipe(tiny_model, None, tmp_path / "out", stage="dpo"), {"mine": made})
     assert isinstance(data, RunData) and len(data.store) == 1
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_shipped_recipes_take_real_pairs(
+    name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATWRIGHT_DATA", str(shared("data")))
+    settings = load_recipe(name, [f"model={tiny_model}", "max_tokens=700", "data.0.stop=60"])
+    data = build_data(settings)
+    assert isinstance(data, RunData) and len(data.store) > 20 and len(data.heldout) > 2
+    assert (data.store.prompt_lengths > 0).all() and (data.store.chosen_lengths > 0).all()
+    data.ledger.check()

@@ -39,7 +39,7 @@ def template(request: pytest.FixtureRequest, tiny_model: Path) -> Template:
     return load_template(TextTokenizer.load(tiny_model), TemplateSettings(format=request.param))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=3), WORDS, WORDS)
 def test_each_side_is_the_conversation_that_sft_trains(template, asked, better, worse):
     turns = [message for text in asked for message in (user(text), reply("so " + text))][:-1]
@@ -104,7 +104,7 @@ def test_a_reply_that_writes_nothing_leaves_nothing_to_train(tiny_model):
     assert example.num_supervised == 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(WORDS, st.integers(1, 60), st.integers(1, 60), st.integers(4, 90))
 def test_cut_pairs_fit_and_keep_prompt_and_stop(tiny_model, asked, many, few, most):
     template = load_template(TextTokenizer.load(tiny_model), TemplateSettings(format="chatml"))

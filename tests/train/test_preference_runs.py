@@ -17,6 +17,7 @@ from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.model import build_model
 from chatwright.recipes.reference import compute_reference, reference_log_probs
 from chatwright.recipes.run_settings import RunSettings
+from shared_files import shared
 from training_runs import (
     CPU,
     Crash,
@@ -152,3 +153,21 @@ def test_two_ranks_train_what_one_does(tiny_model: Path, rows: Path, tmp_path: P
     one, two = (checkpoint_tensors(sorted((tmp_path / name).glob("step-*"))[-1]) for name in ("one", "two"))
     masters = [name for name in one if name.startswith("model.safetensors")]
     assert masters and farthest({n: two[n] for n in masters}, {n: one[n] for n in masters}) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["hh_rlhf_harmless_base_test.jsonl.gz", "dpo_zh_demo.json"])
+def test_real_pairs_are_learned_by_a_small_real_model(file: str, tmp_path: Path) -> None:
+    """English and Chinese pairs through a model of 260,000 parameters: those that are trained on are told apart."""
+    changes: dict[str, Any] = {
+        "data": [{"path": str(shared(f"data/preference/{file}")), "stop": 120, "on_bad_row": "skip"}],
+        "max_tokens": 500,
+        "overflow": "truncate",
+        "packing": {"tokens_per_pack": 1024, "packs_per_step": 2},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"epochs": 3},
+        "heldout": {"share": 0.1},
+    }
+    run = train(recipe(shared("models/stories260k"), None, tmp_path / "out", stage="dpo", **changes))
+    assert run.steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert run.steps[-1]["loss"] < 0.6 and run.steps[-1]["accuracy"] > 0.7

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chatwright.cli.inspect_preferences import HOW_TO_TRAIN, inspect_preferences, preference_entry
 from chatwright.cli.plan_parts import print_contamination
 from chatwright.console import note, out
 from chatwright.conversations.data_settings import TEXT, DataSettings
+from chatwright.conversations.preference_types import PairConversation
+from chatwright.conversations.schema import Conversation
 from chatwright.errors import ConfigError
 from chatwright.inspection.contamination_report import ContaminationReport
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import TextSetup, prepare_text
 from chatwright.recipes.looking import LookedEntry, Wanted, look
+from chatwright.recipes.pair_settings import PAIR_STAGES
 from chatwright.recipes.planning import contamination_account, stage_notes
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings, load_recipe, shipped_recipes
 from chatwright.recipes.tokens import find_tokens
 from chatwright.settings import apply_overrides, build
-from chatwright.templates.base import Template
+from chatwright.templates.base import Template, TrainOn
 from chatwright.templates.laws import check_laws
 from chatwright.templates.overflow import Overflow
 from chatwright.templates.plain_text import split_document
@@ -53,6 +57,8 @@ def run_inspect(
         inspect_preferences(pairs, wanted, as_json=as_json)
         return
     settings = settings_for(data, model, overrides, run)
+    if page is not None and settings.stage in PAIR_STAGES:
+        raise ConfigError(["--html shows conversations, and these are pairs; leave it out"], source="inspect")
     if page is not None:
         from chatwright.cli.inspect_page import write_inspection
 
@@ -116,6 +122,9 @@ def _examples(
     template: Template, entry: LookedEntry, max_tokens: int, most: int | None = None
 ) -> Iterator[RenderedExample]:
     """The shown rows as examples; of documents their pieces, at most so many of each."""
+    if entry.planned.work.entry.preference == "pairs":
+        yield from _sides(template, entry.shown)
+        return
     groups = template.render_many(entry.shown, entry.planned.work.train_on)
     for conversation, group in zip(entry.shown, groups, strict=True):
         if not conversation.document:
@@ -125,6 +134,15 @@ def _examples(
         yield from pieces[:most]
         if most is not None and len(pieces) > most:
             note(f"row {conversation.row} of {conversation.source} has {len(pieces) - most:,} more pieces")
+
+
+def _sides(template: Template, rows: Sequence[Conversation]) -> Iterator[RenderedExample]:
+    """Both sides of the shown pairs, the better first; each is named by its row and what it is."""
+    for row in rows:
+        assert isinstance(row, PairConversation)
+        for name, side in (("better reply", row), ("worse reply", row.worse)):
+            example = template.render(side, TrainOn.LAST)[-1]
+            yield replace(example, key=example.key._replace(source=f"{example.key.source}, {name}"))
 
 
 def _print_lint(template: Template, looked: Sequence[LookedEntry]) -> None:

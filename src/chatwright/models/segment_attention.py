@@ -57,18 +57,31 @@ def attend_segments(
     """
     if q.is_cuda and can_run_varlen(q, scores.soft_cap):
         return varlen_attention(q, k, v, layout, scores.scale, scores.window)
-    if _blocks_are_faster(q, layout, scores):
-        window = scores.window if scores.window is not None and scores.window < layout.max_k else None
-        plan = plan_blocks(layout.lengths_q, q.shape[1], k.shape[1], window)
+    whole = _whole_segments(layout)
+    if not _blocks_are_faster(q, layout.lengths_k[:whole], scores):
+        return attend_runs(q, k, v, layout, scores)
+    lengths = layout.lengths_q[:whole]
+    tokens, window = sum(lengths), scores.window
+    plan = plan_blocks(lengths, q.shape[1], k.shape[1], window if window and window < max(lengths) else None)
+    if whole == layout.num_segments:
         return block_attention(q, k, v, plan, scores.scale)
-    return attend_runs(q, k, v, layout, scores)
+    first = block_attention(q[:tokens], k[:tokens], v[:tokens], plan, scores.scale)
+    rest = SegmentLayout.from_lengths(layout.lengths_q[whole:], layout.lengths_k[whole:])
+    return torch.cat([first, attend_runs(q[tokens:], k[tokens:], v[tokens:], rest, scores)])
 
 
-def _blocks_are_faster(q: torch.Tensor, layout: SegmentLayout, scores: Scores) -> bool:
-    """The measured rule of this file's head."""
+def _whole_segments(layout: SegmentLayout) -> int:
+    """How many segments at the beginning hold all of their keys; those behind them share a prefix with others."""
+    if layout.lengths_q == layout.lengths_k:
+        return layout.num_segments
+    pairs = enumerate(zip(layout.lengths_q, layout.lengths_k, strict=True))
+    return next(place for place, (num_q, num_k) in pairs if num_q != num_k)
+
+
+def _blocks_are_faster(q: torch.Tensor, lengths: tuple[int, ...], scores: Scores) -> bool:
+    """The measured rule of this file's head, for whole segments of these lengths."""
     trains = torch.is_grad_enabled() and q.requires_grad and q.dtype is torch.bfloat16 and q.device.type == "cpu"
-    plain = layout.lengths_q == layout.lengths_k and scores.soft_cap is None
-    return trains and plain and layout.max_k <= BLOCKS_UP_TO and q.shape[0] > 0
+    return trains and scores.soft_cap is None and 0 < max(lengths, default=0) <= BLOCKS_UP_TO
 
 
 def attend_runs(

@@ -87,11 +87,22 @@ class Context:
             self.model.to(before)
 
     def step(
-        self, groups: list[list[int]], rank: int = 0, world_size: int = 1, pad_to: int | None = None
+        self,
+        groups: list[list[int]],
+        rank: int = 0,
+        world_size: int = 1,
+        pad_to: int | None = None,
+        *,
+        as_trained: bool = False,
     ) -> StepBatches:
-        """A rank's batches of a step whose packs are `groups`, as the trainer gets them."""
-        data = self.sample.data
-        made = step_batches(data.store, one_step_plan(groups, data), 0, rank, world_size, pad_to)
+        """A rank's batches of a step whose packs are `groups`.
+
+        Args:
+            as_trained: of preference pairs `groups` are pairs, as the trainer gets them, not their sides.
+        """
+        data = self.sample.run_data if as_trained else self.sample.data
+        plan = one_step_plan(groups, data)
+        made = step_batches(data.store, plan, 0, rank, world_size, pad_to, collate_with=data.collate)
         made.packs[:] = [pack.to(self.runtime.device) for pack in made.packs]
         return made
 

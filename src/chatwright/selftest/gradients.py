@@ -20,6 +20,7 @@ from chatwright.optim.flat_gradients import FlatGradients, flat_views
 from chatwright.runtime import Runtime
 from chatwright.selftest.context import Context, reference_dtype
 from chatwright.selftest.outcome import LawOutcome, bound_for, judged, waived, worst_relative
+from chatwright.selftest.plain_pairs import PlainPairs
 from chatwright.train.objectives import next_token_nll
 from chatwright.train.parallel import prepare_module
 from chatwright.train.step import accumulate_step
@@ -47,14 +48,19 @@ class GradientMeter:
         trainable = context.setup.trainable
         self.names = list(trainable)
         self.buffer = FlatGradients(list(trainable.values()))
-        self.module = prepare_module(context.model, next_token_nll, context.settings.train, context.runtime).eval()
+        pairs = context.sample.pairs
+        self.members = list(context.sample.members if pairs is None else context.sample.pair_members)
+        self.lengths = [int(context.sample.run_data.store.lengths[member]) for member in self.members]
+        self.plain_pairs = None if pairs is None else PlainPairs(context.settings, pairs)
+        objective = next_token_nll if self.plain_pairs is None else self.plain_pairs.objective
+        self.module = prepare_module(context.model, objective, context.settings.train, context.runtime).eval()
 
     def of_step(self, groups: list[list[int]], world_size: int = 1, pad_to: int | None = None) -> torch.Tensor:
         """The flat gradient as training makes it, the packs `groups` dealt to `world_size` ranks."""
         self.buffer.zero()
         weight = 0.0
         for rank in range(world_size):
-            step = self.context.step(groups, rank, world_size, pad_to)
+            step = self.context.step(groups, rank, world_size, pad_to, as_trained=True)
             runtime = SimulatedRank(self.context.runtime.device, rank, rank, world_size)
             weight += accumulate_step(self.module, step, runtime, seed=self.context.settings.train.seed).weight
         return self.buffer.flat / weight
@@ -63,7 +69,11 @@ class GradientMeter:
         """The flat gradient of a plain program: each example alone, whole logits, its own shift; no batch."""
         self.buffer.zero()
         model, total = self.context.model, 0.0
-        for member in self.context.sample.members:
+        if self.plain_pairs is not None:
+            for member in self.members:
+                self.plain_pairs.loss(model, member, self.context.runtime.device).backward()  # type: ignore[no-untyped-call]
+            return self.buffer.flat / len(self.members)
+        for member in self.members:
             ids, weights = (torch.tensor(array) for array in self.context.sample.data.store.example(member))
             x = ids.long().to(self.context.runtime.device)
             layout = SegmentLayout.from_lengths([len(x)], device=x.device)
@@ -99,20 +109,26 @@ def gradient_laws(context: Context) -> list[LawOutcome]:
     if moe is not None and moe.aux_loss_weight and not moe.aux_per_segment:
         reason = "moe.exact is false: the load-balance loss is of all that a pack holds"
         return [waived(name, "the gradient of a step, cut otherwise", reason) for name in ("packing", "splits")]
+    if moe is not None and moe.aux_loss_weight and context.sample.pairs is not None:
+        reason = (
+            "of pairs the load-balance loss counts a shared prompt once; set moe.aux_loss_weight=0 to check the rest"
+        )
+        return [waived(name, "the gradient of a step, cut otherwise", reason) for name in ("packing", "splits")]
     with context.in_double() as dtype:
         return _gradient_laws(context, bound_for(dtype, 1e-3, 1e-10), str(dtype).removeprefix("torch."))
 
 
 def _gradient_laws(context: Context, bound: float, dtype: str) -> list[LawOutcome]:
     meter = GradientMeter(context)
-    members = list(context.sample.members)
+    members = meter.members
     try:
         packed = meter.of_step([members])
         error, where = meter.error(meter.one_by_one(), packed)
-        detail = f"{len(members)} examples, {sum(context.sample.lengths)} tokens, {dtype}; worst: {where}"
+        words = "examples" if meter.plain_pairs is None else "pairs"
+        detail = f"{len(members)} {words}, {sum(meter.lengths)} tokens, {dtype}; worst: {where}"
         outcomes = [judged("packing", "packed gradient = one-by-one gradient", error, NORM, bound, detail)]
         worst, detail = -1.0, ""
-        for name, groups, ranks, pad in splits(members, context):
+        for name, groups, ranks, pad in splits(members, meter.lengths, full=context.full):
             error, where = meter.error(packed, meter.of_step(groups, ranks, pad))
             if not error <= worst:
                 worst, detail = error, f"worst: {name}, {where}"
@@ -125,15 +141,15 @@ def _gradient_laws(context: Context, bound: float, dtype: str) -> list[LawOutcom
 Split = tuple[str, list[list[int]], int, int | None]
 
 
-def splits(members: list[int], context: Context) -> list[Split]:
-    """Ways to cut a step: (name, packs, ranks, tokens every pack is filled up to)."""
+def splits(members: list[int], lengths: list[int], *, full: bool) -> list[Split]:
+    """Ways to cut a step: (name, packs, ranks, tokens every pack is filled up to); `lengths`: tokens of each member."""
     single = [[member] for member in members]
     third = max(1, -(-len(members) // 3))
     uneven = [members[first : first + third] for first in range(0, len(members), third)]
     found: list[Split] = [("one example a pack", single, 1, None), ("2 ranks, uneven packs", uneven, 2, None)]
-    if context.full:
+    if full:
         pairs = [members[first : first + 2] for first in range(0, len(members), 2)]
-        longest = 2 * max(context.sample.lengths)
+        longest = 2 * max(lengths)
         found += [("3 ranks", single, 3, None), ("pairs filled up with padding", pairs, 1, longest)]
         found += [("more ranks than packs", [members], 2, None)]
     return found

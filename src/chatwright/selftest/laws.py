@@ -17,7 +17,7 @@ from chatwright.selftest.context import Context
 from chatwright.selftest.gradients import chunked_loss_law, gradient_laws
 from chatwright.selftest.isolation import isolation_law
 from chatwright.selftest.masks import labels_law, mask_laws
-from chatwright.selftest.outcome import LawOutcome, Status, stopped
+from chatwright.selftest.outcome import LawOutcome, Status, not_applicable, stopped
 from chatwright.selftest.resume import resume_law
 from chatwright.selftest.saving import merging_law, saving_laws
 from chatwright.selftest.serving import serving_laws
@@ -35,6 +35,10 @@ LAWS: dict[str, Law] = {
     "saving": saving_laws,
     "merging": merging_law,
 }
+
+
+NEEDS_A_WRITER = ("chunked loss", "isolation", "serving", "saving", "merging")
+"""Laws about the logits of a model that writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,9 @@ def check_recipe(
 
 def _outcomes(name: str, context: Context) -> list[LawOutcome]:
     """A law's outcomes; where the program itself stops (an error of its own, a failed assertion), the law is broken."""
+    if context.settings.stage == "reward" and name in NEEDS_A_WRITER:
+        reason = "a reward model scores replies and writes none"
+        return [not_applicable(name, "what the model writes", reason)]
     try:
         return LAWS[name](context)
     except (UserError, AssertionError, ValueError) as error:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from chatwright.batches.token_store import TokenStore
+from chatwright.conversations.preference_types import PairConversation
 from chatwright.conversations.schema import Conversation
 from chatwright.errors import DataError
 from chatwright.inspection.plan_counts import count_plan
 from chatwright.packing.pack_plan import PackPlan
 from chatwright.packing.plan import PackingSettings, plan_packs
 from chatwright.recipes.data import RunData, TextSetup
+from chatwright.recipes.pair_settings import PAIR_STAGES
+from chatwright.recipes.preferences import as_pairs
 from chatwright.recipes.rendering import mask_policy, read_entry, render_entries
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings
 from chatwright.templates.overflow import Overflow
+from chatwright.templates.pairs import pair_sides
+from chatwright.templates.rendered import RenderedExample
 from chatwright.templates.template import TrainOn
 
 RESUME_STEPS = 6
@@ -43,6 +49,8 @@ class Sample:
         policies: the mask policy of each example.
         data: the short examples, with the plan of a run of `RESUME_STEPS` steps.
         members: the examples to compute on: at least two (a lone example twice), short ones of every entry first.
+        pairs: of a recipe of preference pairs the pairs themselves, whose two sides are the examples of `data`;
+            `pair_members` are those to compute on.
     """
 
     conversations: tuple[Conversation, ...]
@@ -50,6 +58,13 @@ class Sample:
     policies: tuple[TrainOn, ...]
     data: RunData
     members: tuple[int, ...]
+    pairs: RunData | None = None
+    pair_members: tuple[int, ...] = ()
+
+    @property
+    def run_data(self) -> RunData:
+        """What a run trains on."""
+        return self.pairs or self.data
 
     @property
     def lengths(self) -> list[int]:
@@ -82,12 +97,37 @@ def take_sample(settings: RunSettings, text: TextSetup, size: SampleSize) -> Sam
     at = {(number, c.source, c.row): c for number, entry_rows in enumerate(rows) for c in entry_rows}
     owners = data.entry_index.tolist()
     found = [at[owner, key.source, key.row] for owner, key in zip(owners, data.store.keys, strict=True)]
+    if settings.stage in PAIR_STAGES:
+        return _pair_sample(data, found, size)
     return Sample(
         conversations=tuple(conversation for entry_rows in rows for conversation in entry_rows),
         by_example=tuple(found),
         policies=tuple(mask_policy(entries[owner], settings) for owner in owners),
         data=data,
         members=_choose(data, size.examples),
+    )
+
+
+def _pair_sample(data: RunData, found: Sequence[Conversation], size: SampleSize) -> Sample:
+    """The sample of pairs, with their sides as the examples of laws about conversations."""
+    store = data.store
+    sides: list[RenderedExample] = []
+    spoken: list[Conversation] = []
+    for index, row in enumerate(found):
+        assert isinstance(row, PairConversation)
+        lengths = (int(store.prompt_lengths[index]), int(store.chosen_lengths[index]))
+        sides += pair_sides(RenderedExample(*store.example(index), (), store.key(index), *lengths))
+        spoken += [row, row.worse]
+    rendered = TokenStore.from_examples(sides, data.text.tokenizer.vocab_size)
+    apart = replace(data, store=rendered, entry_index=np.repeat(data.entry_index, 2))
+    return Sample(
+        conversations=tuple(spoken),
+        by_example=tuple(spoken),
+        policies=(TrainOn.LAST,) * len(spoken),
+        data=apart,
+        members=_choose(apart, size.examples),
+        pairs=as_pairs(data),
+        pair_members=_choose(data, size.examples),
     )
 
 

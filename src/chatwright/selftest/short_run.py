@@ -69,11 +69,12 @@ def short_run(context: Context, *, resume: bool = False, name: str = "run") -> R
     """
     torch.manual_seed(len(name) + resume)  # whatever state the process is in, the run must not depend on it
     settings = context.run_settings().model_copy(update={"out": str(context.folder / name)})
-    data = context.sample.data
+    data = context.sample.run_data
     model = build_model(settings, data.text, context.runtime)
     losses = _Losses()
-    # The sample is rows, whatever the stage makes of them: its objective may need more than rows.
-    options: dict[str, Any] = {"objective": next_token_nll, "hooks": [losses], "show_progress": False}
+    # A sample is rows or pairs, whatever the stage makes of them: another objective may need more than rows.
+    objective = None if context.sample.pairs is not None else next_token_nll
+    options: dict[str, Any] = {"objective": objective, "hooks": [losses], "show_progress": False}
     run = build_trainer(settings, data, model, context.runtime, resume=resume, **options)
     checkpoint = run.run.path / f"step-{HALF:06d}"
     run.trainer.save = None if resume else partial(_save_at_half, run, run.trainer.save)
