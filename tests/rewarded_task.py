@@ -10,7 +10,7 @@ from chatwright.conversations.schema import Conversation, Message
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.tasks.base import GeneratedTask
 from chatwright.tasks.task import Draft, NoOptions, Split, question_and_reply
-from training_runs import recipe
+from training_runs import merged, recipe
 
 STOPS = ("e", "a", " ", "o", "i", "n", "s", "t")
 """Texts that end a reply: a random model finds one soon."""
@@ -54,7 +54,7 @@ def rl_recipe(model: Path, out: Path, /, task: str = "letter_game", **changes: A
         "packing": {"by": "examples", "examples_per_step": 4},
         "rl": {"samples": 6, "max_new_tokens": 12, "stop": STOPS},
     }
-    return recipe(model, None, out, **{**plain, **changes})
+    return recipe(model, None, out, **merged(plain, changes))
 
 
 class Parity(GeneratedTask[NoOptions]):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from rewarded_task import STOPS, LetterGame, NoGame, rl_recipe
 
 from chatwright.conversations.schema import Message
 from chatwright.errors import ConfigError, UserError
@@ -24,6 +23,7 @@ from chatwright.recipes.run_settings import RunSettings
 from chatwright.reports.run_document import run_report
 from chatwright.reports.run_record import read_run
 from chatwright.tasks.registry import TASKS, make_task
+from rewarded_task import STOPS, LetterGame, NoGame, rl_recipe
 from training_runs import CPU, Crash, CrashAfter, differing_bits, prepare, recipe, train, write_rows
 
 
@@ -137,6 +137,13 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path) -> N
     resumed = train(killed, resume=True)
     assert resumed.trainer.start.step == 2
     assert differing_bits(tmp_path / "whole", tmp_path / "killed") == []
+
+
+def test_an_adapter_is_trained_by_rewards_too(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = {"rank": 4, "alpha": 4, "targets": ["all-linear"]}
+    run = train(rl_recipe(tiny_model, tmp_path / "run", adapter=adapter, train={"max_steps": 2}))
+    assert run.weights and all("lora" in name for name in run.weights)
+    assert all(line["drawn_gap"] < 2e-6 and line["grad_norm"] > 0 for line in run.steps)
 
 
 def test_resuming_with_other_samples_is_refused(tiny_model: Path, tmp_path: Path) -> None:
