@@ -114,5 +114,6 @@ def pair_conversation(found: Preference) -> PairConversation | Dropped:
         tuple(replace(message, train=None, weight=1.0) for message in (*found.prompt, *reply))
         for reply in (found.chosen, found.rejected)
     ]
-    place = {"source": found.source, "row": found.row, "extra": found.extra}
-    return PairConversation(sides[0], found.tools, rejected=sides[1], **place)
+    return PairConversation(
+        sides[0], found.tools, source=found.source, row=found.row, extra=found.extra, rejected=sides[1]
+    )

@@ -60,4 +60,5 @@ def heldout_sums(module: nn.Module, packs: Iterable[PackedBatch], token_bytes: t
             [float(outcome.total), outcome.weight, float(losses[counts > 0].sum()), float(counts.sum())],
             dtype=torch.float64,
         )
-    return HeldoutSums(*sums.tolist(), metrics)
+    total, weight, nats, text_bytes = sums.tolist()
+    return HeldoutSums(total, weight, nats, text_bytes, metrics)
