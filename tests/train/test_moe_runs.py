@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from chatwright.checkpoints.imports import resolve_model
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.layouts import SegmentLayout
 from chatwright.models.families import config_from_hf
 from chatwright.models.weights import load_model, read_config
+from chatwright.recipes.model import load_weights
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.settings import build
 from tiny_model import make_tiny_model
@@ -129,6 +131,25 @@ def test_an_adapter_on_experts_trains_and_comes_back(tmp_path: Path, rows: Path)
     start = done.weights
     assert set(again.weights) == set(start)
     assert all(value.abs().sum() > 0 for name, value in start.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+def test_peft_reads_an_adapter_on_all_experts(tmp_path: Path, rows: Path) -> None:
+    """On transformers 5's fused experts, too; the logits are ours and not the base model's."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    model = make_tiny_model(tmp_path / "model", **QWEN)
+    adapter = {"rank": 2, "alpha": 4.0, "targets": ["all-linear"]}
+    done = train(recipe(model, rows, tmp_path / "run", adapter=adapter, optimizer={"learning_rate": 0.02}))
+    base = transformers.AutoModelForCausalLM.from_pretrained(model)
+    theirs = peft.PeftModel.from_pretrained(base, done.folder).eval()
+    ours = load_weights(resolve_model(str(done.folder)), torch.float32, "cpu").eval()
+    ids, positions, layout = torch.arange(3, 40), torch.arange(37), SegmentLayout.from_lengths([37])
+    with torch.no_grad():
+        found = theirs(input_ids=ids[None]).logits[0]
+        expected = ours.logits(ids, positions, layout)
+        untrained = load_model(model).logits(ids, positions, layout)
+    assert float((found - expected).abs().max()) < 1e-4 < 0.01 < float((untrained - expected).abs().max())
 
 
 def test_minimind_s_experts_from_nothing(tmp_path: Path) -> None:
