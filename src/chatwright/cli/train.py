@@ -36,7 +36,7 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
         prepared = prepare(settings, runtime, resume).trainer
         result = prepared.train()
         if runtime.is_main:
-            report(prepared, result, recipe)
+            report(prepared, result, recipe, writes=settings.stage != "reward")
     finally:
         runtime.close()
     if result.interrupted and runtime.world_size == 1:  # so that `train … && export …` stops here
@@ -109,8 +109,8 @@ def _print_data(settings: RunSettings, data: TrainingData) -> None:
     )
 
 
-def report(prepared: RunTrainer, result: TrainResult, recipe: str) -> None:
-    """How the run ended, and what to type next."""
+def report(prepared: RunTrainer, result: TrainResult, recipe: str, *, writes: bool = True) -> None:
+    """How the run ended, and what to type next; `writes`: the model writes replies, and doesn't score them."""
     folder = prepared.run.path
     speed = result.progress.supervised_tokens / max(result.seconds, 1e-9) if prepared.start.step == 0 else None
     note(f"{result.reason}: step {result.progress.step} of {prepared.trainer.num_steps}, {duration(result.seconds)}")
@@ -124,5 +124,7 @@ def report(prepared: RunTrainer, result: TrainResult, recipe: str) -> None:
         note(f"evaluating took {duration(result.evaluation_seconds)}, {part:.0%} of the run's time")
     if result.interrupted:
         out().print(f"Saved. Go on with:  chatwright train {folder} --resume", soft_wrap=True)
-    else:
+    elif writes:
         out().print(f"Chat with it:  chatwright chat {folder}", soft_wrap=True)
+    else:
+        out().print(f"Score replies with it:  chatwright reward {folder} FILE", soft_wrap=True)
