@@ -190,6 +190,7 @@ def test_the_older_template_through_a_recipe(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 259 and tokenizer.control_ids == {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_pth_file_is_resumed_and_goes_out_again(folder: Path, tmp_path: Path) -> None:
     """`--from_weight pretrain`, `--from_resume 1`, and `out/full_sft_64.pth` at the end."""
     shapes = ["new_model.hidden_size=64", "new_model.num_layers=1", "packing.examples_per_step=4", "max_tokens=64"]
@@ -247,7 +248,8 @@ def test_labels_shifted_twice_teach_the_token_after_the_next(tmp_path: Path) -> 
     row = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "xyz"}]
     path = write_rows(tmp_path / "toy.jsonl", [{"conversations": row}])
     changes = [
-        f"data=[{{path: '{path}', format: minimind}}]", "new_model.hidden_size=64", "new_model.vocab_size=259",
+        f"data=[{{path: '{path}', format: minimind}}]", "new_model.hidden_size=64",
+        "new_model.num_layers=1", "new_model.vocab_size=259",
         "packing.examples_per_step=1", "optimizer.learning_rate=1e-2", "train.epochs=15",
     ]  # fmt: skip
     right = trained(notebook(tmp_path, *changes, f"out={tmp_path / 'right'}"), next_token_nll)
