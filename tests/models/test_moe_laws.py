@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from moe_variants import MOE_VARIANTS
 from random_segments import distance, packed
 from torch import nn
 
@@ -24,6 +23,7 @@ from chatwright.models.moe import EXPERT_COUNTS, ROUTER_PROBS, MoeFeedForward
 from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import init_model, load_model, save_model
 from chatwright.optim.flat_gradients import FlatGradients
+from moe_variants import MOE_VARIANTS
 
 LENGTHS = [9, 1, 17, 9, 30, 2]
 NAMES = ["qwen3_moe", "qwen3_moe-every-second", "mixtral-window", "minimind_moe-more"]
@@ -106,6 +106,16 @@ def test_sums_say_which_experts_each_segment_chose() -> None:
     assert torch.equal(aux[EXPERT_COUNTS].sum(-1)[0], 2 * lengths)
     torch.testing.assert_close(aux[ROUTER_PROBS].sum(-1)[0], lengths)
     assert not aux[EXPERT_COUNTS].requires_grad and aux[ROUTER_PROBS].requires_grad
+
+
+def test_router_is_float32_in_a_bf16_model() -> None:
+    gate = tiny("qwen3_moe", torch.bfloat16).model.layers[0].mlp.gate
+    x = torch.randn(9, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    probs, weights, chosen = gate(x)
+    exact = torch.softmax((x @ gate.weight.t()).float(), dim=-1)
+    assert torch.equal(probs, exact) and not torch.equal(probs, exact.bfloat16().float())
+    picked = exact.gather(1, chosen)
+    assert torch.equal(weights, picked / picked.sum(-1, keepdim=True))
 
 
 def test_experts_without_a_token_have_a_gradient_of_zero() -> None:
