@@ -88,7 +88,7 @@ def test_the_sft_term_is_the_better_replys_mean_loss():
     policy, reference = sides(5)
     plain = dpo_loss(policy, reference, LENGTHS, beta=0.1)
     both = dpo_loss(policy, reference, LENGTHS, beta=0.1, sft_weight=0.5)
-    added = float((-policy[:, 0] / LENGTHS[:, 0]).sum()) / 2
+    added = (-policy[:, 0] / LENGTHS[:, 0]).sum().item() / 2
     assert (both.total - plain.total).item() == pytest.approx(added, rel=1e-9)
 
 

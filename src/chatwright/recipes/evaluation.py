@@ -172,7 +172,7 @@ class HeldoutMeasure:
         names = self.runtime.union(set(here.metrics))
         own = [part for name in names for part in here.metrics.get(name, (0.0, 0.0))]
         added = self.runtime.all_reduce_scalars([here.total, here.weight, here.nats, here.text_bytes, *own])
-        sums = HeldoutSums(*added[:4])
+        sums = HeldoutSums(added[0], added[1], added[2], added[3])
         found = {f"heldout_{n}": t / max(w, 1e-12) for n, t, w in zip(names, added[4::2], added[5::2], strict=True)}
         return {HELDOUT_LOSS: sums.loss, **({} if self.pairs else {BITS_PER_BYTE: sums.bits_per_byte}), **found}
 

@@ -67,12 +67,14 @@ class RewardScorer:
         return scores
 
     def _require_scorable(self, conversation: Conversation, store: TokenStore, index: int) -> None:
-        place = {"source": conversation.source, "row": conversation.row}
+        source, row = conversation.source, conversation.row
         if not conversation.messages or conversation.messages[-1].role != "assistant":
-            raise DataError("doesn't end in a reply, so there is nothing to score", hint="remove the row", **place)
+            raise DataError(
+                "doesn't end in a reply, so there is nothing to score", source=source, row=row, hint="remove it"
+            )
         if (length := int(store.lengths[index])) > self.model.max_positions:
             message = f"has {length:,} tokens, and the model's context is {self.model.max_positions:,}"
-            raise DataError(message, hint="shorten or remove the row", **place)
+            raise DataError(message, source=source, row=row, hint="shorten it, or remove it")
 
     @torch.inference_mode()
     def _pack(self, store: TokenStore, members: Sequence[int]) -> list[float]:
