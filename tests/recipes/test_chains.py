@@ -291,10 +291,10 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) 
     The tiny stages are over in a moment, so that a kill may come behind the one it was meant for.
     """
     wanted = {"tasks": [{"task": "spelling", "limit": 60, "max_new_tokens": 40}], "batch_rows": 2}
-    changes = {"train": {"max_steps": 400, "epochs": 200, "save_every": 150}, "evaluate": wanted}
+    changes = {"train": {"max_steps": 150, "epochs": 100, "save_every": 60}, "evaluate": wanted}
     cache = {"CHATWRIGHT_CACHE": str(tmp_path / "cache")}
     whole = write_chain(chain_plain(tmp_path, **changes, out=str(tmp_path / "whole")), tmp_path / "whole.yaml")
-    assert "what each stage adds" in run_command("train", whole, **cache)
+    assert "what each stage adds" in run_command("train", whole, timeout=900, **cache)
     broken = write_chain(chain_plain(tmp_path, **changes), tmp_path / "broken.yaml")
     chain, kills = tmp_path / "chain", []
     moments = [
@@ -311,7 +311,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert sum(kills) >= 3, kills
-    run_command("train", broken, "--resume", **cache)
+    run_command("train", broken, "--resume", timeout=900, **cache)
     for name in RUNS:
         assert differing_bits(tmp_path / "whole" / name, chain / name) == []
     ours, theirs = (json.loads((tmp_path / name / "table.json").read_text()) for name in ("whole", "chain"))
