@@ -12,10 +12,9 @@ import torch
 from chatwright.batches.collate import collate
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import resolve_model
-from chatwright.conversations.converters import ROWS_TO_DETECT
+from chatwright.conversations.converters import ROWS_TO_DETECT, are_preferences
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.conversations.preference_types import PairConversation
-from chatwright.conversations.converters import are_preferences
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import scan_rows
 from chatwright.errors import DataError
