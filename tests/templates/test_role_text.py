@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from template_families import chat, native_template
 from template_strategies import conversations
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from chatwright.conversations.converters import convert
 from chatwright.conversations.schema import Conversation, Message
@@ -117,6 +118,24 @@ def test_transformers_renders_the_saved_template_alike(tmp_path: Path) -> None:
     assert prompt == "<|im_start|>\n#SYSTEM:Be terse.\n#USER:Hi\n#ASSISTANT:"
     messages = tuple(Message.of(row["role"], row["content"]) for row in rows)  # type: ignore[arg-type]
     assert native.tokenizer.decode(native.render_prompt(Conversation(messages)), with_control=True) == prompt
+
+
+def test_a_header_is_never_joined_with_the_message_before_it(tmp_path: Path) -> None:
+    """A tokenizer without word borders, whose merges run across the end of a message: only encoding apart helps."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(["Be terse.\n#USER:Hi\n#ASSISTANT:Yes"] * 4, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    template = load_template(TextTokenizer.load(tmp_path), TemplateSettings(format="role_text"))
+    parts = [tokenizer.encode(text).ids for text in ("\n#SYSTEM:Be terse.", "\n#USER:Hi", "\n#ASSISTANT:", "Yes")]
+    assert tokenizer.encode("\n#SYSTEM:Be terse.\n#USER:Hi").ids != parts[0] + parts[1], "it does join them"
+    start, end = (template.tokenizer.control_ids[name] for name in ("<|im_start|>", "<|im_end|>"))
+    (example,) = template.render(chat("Hi", "Yes", system="Be terse."))
+    assert example.ids.tolist() == [start, *parts[0], *parts[1], *parts[2], *parts[3], end]
 
 
 def test_a_forged_header_is_counted_since_it_can_not_be_told_from_a_real_one() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -136,6 +137,9 @@ class TokenStore:
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.repeat(self.offsets[examples] + starts - ends[:-1], lengths) + np.arange(ends[-1])
         none = np.zeros(len(examples), dtype=np.int32)  # a pair can't be cut: what is joined isn't one
+        columns: dict[str, Any] = _weight_columns(
+            self.weights[tokens], np.repeat(np.arange(len(examples)), lengths), ends
+        )
         return replace(
             self,
             ids=self.ids[tokens],
@@ -145,7 +149,7 @@ class TokenStore:
             parts=self.parts[examples],
             prompt_lengths=none,
             chosen_lengths=none,
-            **_weight_columns(self.weights[tokens], np.repeat(np.arange(len(examples)), lengths), ends),
+            **columns,
         )
 
     @staticmethod
