@@ -80,6 +80,8 @@ def test_draws_depend_on_seed_step_place_and_sample_alone(tiny_model: Path, tmp_
     assert ids_of(draw(made, 1, problems, range(4))) != ids_of(whole)
     same = made.draw(0, [(0, problems[0]), (1, problems[0])])  # one problem, drawn twice by the mixture
     assert ids_of(same[:4]) != ids_of(same[4:])
+    apart = [made.draw(0, [(place, problems[0])]) for place in (0, 1)]  # the same on two ranks
+    assert ids_of([*apart[0], *apart[1]]) == ids_of(same)
     assert len({tuple(ids) for ids in ids_of(same[:4])}) > 1
 
 
