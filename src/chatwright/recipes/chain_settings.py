@@ -178,9 +178,10 @@ def make_chain(plain: Mapping[str, Any], source: str) -> Chain:
     out = Path(str(plain.get("out", "runs/chain")))
     shared = {key: value for key, value in plain.items() if key not in _OWN}
     made: list[ChainStage] = []
+    kinds = {str(each["name"]): str(each["stage"]) for each in stages}
     for each in stages:
         try:
-            made.append(_stage(each, shared, out, made, [str(other["name"]) for other in stages]))
+            made.append(_stage(each, shared, out, kinds))
         except ConfigError as error:
             problems += [f"{each['name']}.{problem}" for problem in error.problems]
     table = None
@@ -207,10 +208,11 @@ def titles(stages: Sequence[ChainStage]) -> list[str]:
 # One stage
 
 
-def _stage(
-    plain: Mapping[str, Any], shared: Mapping[str, Any], out: Path, before: Sequence[ChainStage], names: list[str]
-) -> ChainStage:
+def _stage(plain: Mapping[str, Any], shared: Mapping[str, Any], out: Path, kinds: Mapping[str, str]) -> ChainStage:
     """A stage with the shared settings under its own, and its parent's place filled in.
+
+    Args:
+        kinds: name → stage of all stages, in order.
 
     Raises:
         ConfigError: naming settings as the stage has them.
@@ -222,7 +224,7 @@ def _stage(
             raise ConfigError(["from: a tokenizer grows from nothing; remove it"])
         fields = {key: value for key, value in shared.items() if key in TokenizerRecipe.model_fields}
         return ChainStage(name, None, build(TokenizerRecipe, _over(fields, {**own, "out": str(out / name)}), name))
-    parent = _parent(plain, own, before, names)
+    parent = _parent(plain, own, kinds)
     settings = _over(shared, {**own, "out": str(out / name)})
     if parent is not None:
         best = BEST if str(plain.get("from", "")).endswith(BEST) else ""
@@ -233,15 +235,14 @@ def _stage(
     return ChainStage(name, parent, build(RunSettings, settings, name))
 
 
-def _parent(
-    plain: Mapping[str, Any], own: Mapping[str, Any], before: Sequence[ChainStage], names: list[str]
-) -> str | None:
+def _parent(plain: Mapping[str, Any], own: Mapping[str, Any], kinds: Mapping[str, str]) -> str | None:
     """The stage that `from` names; the nearest before that can be one where it names none.
 
     Raises:
         ConfigError: it stands later, is no such stage, or can't be a parent.
     """
-    name, wanted = str(plain["name"]), plain.get("from")
+    name, wanted, names = str(plain["name"]), plain.get("from"), list(kinds)
+    before = names[: names.index(name)]
     makes_new = isinstance(own.get("new_model"), Mapping)
     named = own.get("model") is not None or (makes_new and "tokenizer" in own["new_model"])
     if named:
@@ -249,7 +250,7 @@ def _parent(
             what = "new_model.tokenizer" if makes_new else "model"
             raise ConfigError([f"from: {wanted} and {what} say two things; remove one"])
         return None
-    usable = [stage.name for stage in before if (stage.kind == TOKENIZER) == makes_new]
+    usable = [each for each in before if (kinds[each] == TOKENIZER) == makes_new]
     if wanted in (None, PREVIOUS):
         if usable:
             return usable[-1]
@@ -259,7 +260,7 @@ def _parent(
     wanted = str(wanted).removesuffix(BEST)
     if wanted in usable:
         return wanted
-    if wanted in [stage.name for stage in before]:
+    if wanted in before:
         need = "a new model begins with a tokenizer stage" if makes_new else "a tokenizer is no model to go on from"
         raise ConfigError([f"from: {wanted}: {need}"])
     if wanted == name:
