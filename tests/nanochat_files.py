@@ -96,12 +96,13 @@ def encoding_state(ranks: dict[bytes, int], pattern: str = PATTERN) -> dict[str,
 
 
 def write_tokenizer(folder: Path, state: dict[str, Any]) -> Path:
-    """tokenizer.pkl and token_bytes.pt."""
+    """tokenizer.pkl and token_bytes.pt, the latter as nanochat's tok_train makes it: of each token's decoded text."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.pkl").write_bytes(pickled_encoding(state))
     lengths = torch.zeros(len(state["mergeable_ranks"]) + len(state["special_tokens"]), dtype=torch.int32)
     for token, index in state["mergeable_ranks"].items():
-        lengths[index] = len(token)
+        text = token.decode("utf-8", errors="replace")  # as `Encoding.decode` has it
+        lengths[index] = len(text.encode("utf-8"))
     torch.save(lengths, folder / "token_bytes.pt")
     return folder / "tokenizer.pkl"
 

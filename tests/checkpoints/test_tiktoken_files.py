@@ -146,6 +146,14 @@ def test_the_pickle_is_read(tmp_path: Path, protocol: int) -> None:
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).token_to_id("<|output_end|>") == len(RANKS) + 8
 
 
+def test_lengths_are_those_of_each_tokens_decoded_text() -> None:
+    """nanochat's rule: a part of a character is decoded to U+FFFD, whose three bytes are counted."""
+    ranks = {bytes([value]): value for value in range(256)} | {"é".encode(): 256, b"\xe4\xbd": 257, b" a": 258}
+    lengths = token_lengths(TiktokenEncoding(PATTERN, ranks, {"<|bos|>": 259}))
+    assert (lengths[0x61], lengths[0xE4], lengths[0x80]) == (1, 3, 3)
+    assert lengths[256:] == [2, 3, 2, 0]
+
+
 def changed(**parts: Any) -> dict[str, Any]:
     return {**encoding_state(RANKS), **parts}
 

@@ -142,10 +142,14 @@ def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def token_lengths(encoding: TiktokenEncoding) -> list[int]:
-    """Bytes of each id, 0 for special ones: what nanochat keeps as token_bytes.pt."""
+    """Bytes of each id's text, 0 for special ones: what nanochat keeps as token_bytes.pt.
+
+    It measures the decoded text of each token alone, so that bytes which are no UTF-8 by themselves count as those of
+    U+FFFD, three for each.
+    """
     lengths = [0] * encoding.vocab_size
     for token, index in encoding.ranks.items():
-        lengths[index] = len(token)
+        lengths[index] = len(token.decode("utf-8", errors="replace").encode())
     return lengths
 
 
