@@ -19,7 +19,8 @@ from chatwright.models.weights import load_model, read_config
 from chatwright.recipes.build import build_trainer
 from chatwright.recipes.data import build_data
 from chatwright.recipes.model import build_model
-from chatwright.recipes.new_model import NewModelSettings, new_model_folder
+from chatwright.recipes.new_model import new_model_folder
+from chatwright.recipes.new_model_settings import NewModelSettings
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import start_runtime
 from chatwright.settings import build

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-DpoLoss = Literal["sigmoid", "ipo"]
+from chatwright.losses.settings import DpoLoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
-from chatwright.losses.preference import DpoLoss
 from chatwright.settings import Settings
+
+DpoLoss = Literal["sigmoid", "ipo"]
 
 
 class DpoSettings(Settings):

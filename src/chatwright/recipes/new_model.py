@@ -14,51 +14,19 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import ConfigDict, Field, PositiveInt
 
 from chatwright.checkpoints.imports import ResolvedModel, cache_folder, resolve_model
 from chatwright.errors import ConfigError, ModelError
 from chatwright.models.config import DecoderConfig
 from chatwright.models.families import config_to_hf
 from chatwright.models.presets import preset_config
+from chatwright.recipes.new_model_settings import NewModelSettings
 from chatwright.recipes.template_record import RECORD_NAME, save_template_record
-from chatwright.settings import Settings
 from chatwright.templates.template import TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
 from chatwright.templates.tokenizer_training import TOKENIZER_PRESETS, byte_tokenizer
 
 _BYTES = "bytes:"
-
-
-class NewModelSettings(Settings):
-    """A model to make.
-
-    Args:
-        preset: a name of `models.presets.PRESETS`; every other key is an option of it, such as `depth` or `num_layers`.
-        tokenizer: a folder with tokenizer.json, or any name of a model whose tokenizer it takes; `$VARIABLE` is
-            replaced. Or `bytes:PRESET`: that way's control tokens and the 256 bytes, which needs no file.
-        vocab_size: rows of the embedding where they are more than the tokenizer's tokens; with it the run can be
-            planned before there is a tokenizer.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    preset: str = Field(min_length=1)
-    tokenizer: str = Field(min_length=1)
-    vocab_size: PositiveInt | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The preset's options that the recipe gives."""
-        return dict(self.model_extra or {})
-
-    @property
-    def name(self) -> str:
-        """In a few words, for reports."""
-        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
-        return f"new {self.preset} model" + (f" ({options})" if options else "")
 
 
 def tokenizer_folder(name: str) -> Path:

@@ -24,7 +24,7 @@ from chatwright.packing.mixture import MixtureSettings
 from chatwright.packing.plan import PackingSettings
 from chatwright.preparation.work import PreparationSettings, StreamingSettings
 from chatwright.recipes.evaluation_settings import EvaluationSettings
-from chatwright.recipes.new_model import NewModelSettings
+from chatwright.recipes.new_model_settings import NewModelSettings
 from chatwright.recipes.pair_settings import PAIR_STAGES, against_pairs, with_pairs
 from chatwright.recipes.reinforcement_settings import RlSettings, against_rl
 from chatwright.settings import Settings, apply_overrides, build, read_yaml
