@@ -116,6 +116,16 @@ def test_a_model_that_moves_on_keeps_its_reference(tiny_model: Path, rows: Path,
     assert second.steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_a_quantized_base_has_a_reference_of_its_own(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """NF4 weights give other log-probabilities than the full ones of the same folder, whose reference is kept."""
+    pytest.importorskip("bitsandbytes")
+    for base in ("full", "nf4"):
+        changes = {"adapter": {"rank": 4, "base": base}, "train": {"max_steps": 1}}
+        run = train(dpo(tiny_model, rows, tmp_path / base, **changes))
+        assert run.steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-5), base
+    assert len(list((cache_folder() / reference.FOLDER).glob("*.npy"))) == 2
+
+
 @pytest.mark.parametrize("packs", [1, 3])
 def test_a_step_may_be_split_into_any_packs(tiny_model: Path, rows: Path, tmp_path: Path, packs: int) -> None:
     by_pairs = {"by": "examples", "examples_per_step": 6, "tokens_per_pack": 1024}

@@ -86,10 +86,11 @@ def _packs(settings: RunSettings, data: RunData) -> Iterator[tuple[bool, np.ndar
 
 
 def _key(settings: RunSettings, data: RunData, model: ModelSetup, runtime: Runtime) -> str:
-    """What decides the values: weights, tokens, template, how they are packed and computed."""
-    resolved = data.text.resolved
+    """What decides the values: weights and their quantization, tokens, template, how they are packed and computed."""
+    resolved, adapter = data.text.resolved, settings.adapter
     return cache_key(
         model=weights_hash(resolved.folder, resolved.adapter),
+        base=[adapter.base, adapter.double_quantization] if adapter is not None else ["full", False],
         fresh_rows=[*model.fresh_rows, settings.train.seed] if model.fresh_rows else [],
         data=[store_hash(data.store), store_hash(data.heldout)],
         template=data.text.template.identity,
