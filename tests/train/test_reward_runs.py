@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from chatwright.batches.pairs import collate_pairs
+from chatwright.cli.reward import run_reward
 from chatwright.conversations.schema import Conversation, Message
-from chatwright.errors import ConfigError, DataError, ModelError
+from chatwright.errors import ConfigError, DataError, ModelError, UserError
 from chatwright.layouts import SegmentLayout
 from chatwright.losses.settings import RewardSettings
 from chatwright.models.families import config_from_hf
@@ -158,6 +159,22 @@ def test_files_of_pairs_and_of_conversations_are_scored(trained: Path, rows: Pat
     asked = write_rows(tmp_path / "asked.jsonl", [{"messages": [*talk["messages"], {"role": "user", "content": "?"}]}])
     with pytest.raises(DataError, match="doesn't end in a reply"):
         score_file(scorer, str(asked))
+
+
+def test_bad_rows_of_a_scored_file_are_an_error_or_left_out_and_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"prompt": "Tell me 1?", "chosen": "", "rejected": "No."}
+    file = write_rows(tmp_path / "some.jsonl", [*pairs(2), bad, *pairs(3)])
+    with pytest.raises(DataError, match="row 2"):
+        run_reward(str(trained), str(file), None, "error", "cpu", as_json=True)
+    capsys.readouterr()
+    run_reward(str(trained), str(file), None, "skip", "cpu", as_json=True)
+    told = capsys.readouterr()
+    assert [json.loads(line)["row"] for line in told.out.splitlines()] == [0, 1, 3, 4, 5]
+    assert "1 bad rows are left out" in told.err and "row 2" in told.err
+    with pytest.raises(UserError, match="choose error or skip"):
+        run_reward(str(trained), str(file), None, "drop", "cpu", as_json=True)
 
 
 @pytest.mark.slow

@@ -235,12 +235,14 @@ def reward(
     model: Annotated[str, typer.Argument(help="A reward model: a run of stage reward, or a folder.")],
     data: Annotated[str, typer.Argument(help="Conversations or preference pairs: a file, folder, glob or hub data.")],
     stop: Annotated[int | None, typer.Option("--stop", min=1, help="The row after the last to score.")] = None,
+    on_bad_row: Annotated[str, typer.Option("--on-bad-row", help="error, or skip: leave out and count.")] = "error",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or npu.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score replies with a reward model; of pairs, tell how often the better one scores higher."""
     from chatwright.cli.reward import run_reward
 
-    run_reward(model, data, stop, as_json)
+    run_reward(model, data, stop, on_bad_row, device, as_json)
 
 
 @app.command()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from chatwright.cli.plan_parts import short_name
 from chatwright.console import note, out, table
+from chatwright.conversations.data_settings import BadRow
+from chatwright.errors import UserError
 from chatwright.recipes.reward_scoring import RewardScorer, ScoredRow, score_file
+from chatwright.runtime import start_runtime
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,9 +19,18 @@ if TYPE_CHECKING:
 ROWS_SHOWN = 20
 
 
-def run_reward(model: str, data: str, stop: int | None, as_json: bool) -> None:
-    """Print the scores: the first rows as a table, or all as JSON lines; of pairs how often the better one wins."""
-    found = score_file(RewardScorer.load(model), data, stop)
+def run_reward(model: str, data: str, stop: int | None, on_bad_row: str, device: str, as_json: bool) -> None:
+    """Print the scores: the first rows as a table, or all as JSON lines; of pairs how often the better one wins.
+
+    Raises:
+        UserError: `on_bad_row` is neither error nor skip; see `score_file`.
+    """
+    if on_bad_row not in get_args(BadRow):
+        hint = f"choose {' or '.join(get_args(BadRow))}"
+        raise UserError(f"found {on_bad_row!r}", place="--on-bad-row", hint=hint)
+    runtime = start_runtime(device)  # type: ignore[arg-type]
+    scorer = RewardScorer.load(model, runtime.device)
+    found = score_file(scorer, data, stop, on_bad_row)  # type: ignore[arg-type]
     if as_json:
         for row in found:
             print(json.dumps(asdict(row), ensure_ascii=False))

@@ -12,8 +12,9 @@ import torch
 from chatwright.batches.collate import collate
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import resolve_model
+from chatwright.console import warn
 from chatwright.conversations.converters import ROWS_TO_DETECT, are_preferences
-from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.data_settings import BadRow, DataSettings
 from chatwright.conversations.preference_types import PairConversation
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import scan_rows
@@ -107,19 +108,24 @@ class ScoredRow:
     rejected: float | None = None
 
 
-def score_file(scorer: RewardScorer, path: str, stop: int | None = None) -> list[ScoredRow]:
+def score_file(
+    scorer: RewardScorer, path: str, stop: int | None = None, on_bad_row: BadRow = "error"
+) -> list[ScoredRow]:
     """The scores of the conversations or pairs of a file, folder, glob or data set.
 
     Args:
         stop: the row after the last to score.
+        on_bad_row: `error` or `skip`, for rows that can't be read; what is skipped is told on the console.
 
     Raises:
         DataError: a row can't be read or scored.
     """
     head = [raw.value for raw in islice(scan_rows(path), ROWS_TO_DETECT) if not raw.error]
     pairs = are_preferences(head)
-    entry = DataSettings(path=path, stop=stop, preference="pairs" if pairs else None)
-    rows, _ = read_entry(entry, seed=0)
+    entry = DataSettings(path=path, stop=stop, on_bad_row=on_bad_row, preference="pairs" if pairs else None)
+    rows, info = read_entry(entry, seed=0)
+    if skipped := sum(info.skipped.values()):
+        warn(f"{skipped:,} bad rows are left out, such as {info.skip_places[0]}")
     scores = scorer.score(rows)
     worse = scorer.score([row.worse for row in rows if isinstance(row, PairConversation)]) if pairs else []
     return [
