@@ -101,6 +101,10 @@ def test_what_gives_no_tokenizer_is_told() -> None:
         build(TokenizerSettings, {"vocab_size": 264}, "tokenizer")
     with pytest.raises(ConfigError, match="visible name"):
         build(TokenizerSettings, {"special": [" "]}, "tokenizer")
+    for preset in TOKENIZER_PRESETS:
+        for word in ("a", "the", "###"):  # no text with it could be written any more
+            with pytest.raises(ConfigError, match=f"can't be a word that stands in texts .found '{word}';"):
+                build(TokenizerSettings, {"preset": preset, "special": [word]}, "tokenizer")
 
 
 def test_compression_counts_bytes_tokens_and_entropy() -> None:

@@ -82,7 +82,7 @@ class TokenizerSettings(Settings):
     Args:
         preset: whose control tokens, word pattern and template it has.
         vocab_size: tokens in all, control tokens included.
-        special: more control tokens, behind the preset's.
+        special: more control tokens, behind the preset's; none that could be a single word of a text.
         min_frequency: pairs seen less often are never merged.
         document_characters: of each text only so many characters are counted (nanochat: 10,000); None for all.
         max_characters: counting ends after so many (nanochat: 2 billion); None for all.
@@ -106,6 +106,11 @@ class TokenizerSettings(Settings):
         blank = [name for name in self.special if not name.strip()]
         if blank:
             raise ValueError(f"a special token needs a visible name (found {blank[0]!r})")
+        words = _words(TOKENIZER_PRESETS[self.preset].pattern)
+        plain = [name for name in self.special if len(words.pre_tokenize_str(name)) < 2]
+        if plain:  # a token of the text could be called so, too, and would be out of every text's reach
+            found = f"found {plain[0]!r}; write <|name|>"
+            raise ValueError(f"a special token can't be a word that stands in texts ({found})")
         return self
 
     @property
