@@ -15,6 +15,7 @@ from chatwright.checkpoints.tensors import load_tensors
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import ConfigError, DataError
 from chatwright.recipes.data import RunData, build_data
+from chatwright.recipes.planning import plan_run
 from chatwright.recipes.sft_trainer import recipe_of
 from tiny_model import make_tiny_model
 from training_runs import conversations, differing_bits, run_command, write_recipe, write_rows
@@ -145,12 +146,59 @@ def test_arguments_become_the_recipe_that_their_defaults_mean(base: Path, tmp_pa
     assert said.settings.template.format == "role_text"
 
 
+def test_max_steps_wins_over_epochs_as_in_transformers(base: Path, tmp_path: Path) -> None:
+    """8 rows by 4 are 2 steps an epoch; 7 steps go through them again and again."""
+    trainer = SFTTrainer(
+        str(base),
+        SFTConfig(tmp_path / "run", max_length=160, per_device_train_batch_size=4, max_steps=7, num_train_epochs=1),
+        conversations(8),
+        overrides=QUIET,
+    )
+    data = build_data(trainer.settings, trainer._sources)
+    assert isinstance(data, RunData)
+    assert (data.num_steps, data.plan.num_epochs) == (7, 4)
+    assert plan_run(trainer.settings, data).epochs == 4
+    with pytest.raises(ConfigError, match="epochs: null needs max_steps"):
+        SFTTrainer(str(base), SFTConfig(tmp_path), conversations(8), overrides=["train.epochs=null"])
+
+
+def test_rows_of_plain_text_are_trained_whole_as_in_trl(base: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"The cat counts {n}.", "story": f"A bird flies over {n} hills."} for n in range(4)]
+    talks = [{"messages": conversations(1)[0]["messages"], "text": "not this"}] * 4
+    datasets = pytest.importorskip("datasets")
+    given = {
+        "cat": (rows, {}),
+        "bird": (rows, {"dataset_text_field": "story"}),
+        "hills": (datasets.Dataset.from_list(rows), {"dataset_text_field": "story"}),
+        "A bird": (datasets.Dataset.from_list(rows).to_iterable_dataset(), {"dataset_text_field": "story"}),
+        "Tell me": (talks, {}),
+    }
+    for wanted, (train_dataset, more) in given.items():
+        trainer = SFTTrainer(str(base), SFTConfig(tmp_path, max_length=160, **more), train_dataset, overrides=QUIET)
+        data = build_data(trainer.settings, trainer._sources)
+        assert isinstance(data, RunData)
+        assert wanted in data.text.tokenizer.decode(data.store.example(0)[0].tolist()), wanted
+        if wanted != "Tell me":
+            assert data.store.supervised(0) == data.store.lengths[0] - 1
+
+
+def test_what_says_how_things_are_anyway_is_taken() -> None:
+    idle = {"eval_strategy": "no", "save_strategy": "no", "save_steps": 5, "push_to_hub": False, "do_eval": False}
+    idle |= {"remove_unused_columns": False, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    assert recipe_of({"output_dir": "x", **idle}) == recipe_of({"output_dir": "x"})
+    assert recipe_of({"output_dir": "x", "use_cpu": True})["train"]["device"] == "cpu"
+
+
 @pytest.mark.parametrize(
     ("args", "more", "says"),
     [
         ({"max_lenght": 5, "neftune_noise_alpha": 5}, {}, r"(?s)max_lenght: not known.*neftune_noise_alpha: the loss"),
         ({"deepspeed": "z3.json"}, {}, "deepspeed: ranks come from torchrun"),
         ({"max_length": None}, {}, "max_length: None is no limit"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, {}, "packing_strategy: 'bfd_split' isn't known here"),
+        ({"learning_rate": "fast"}, {}, "wrong kind: could not convert string to float: 'fast'"),
+        ({"load_best_model_at_end": True}, {}, "load_best_model_at_end"),
+        ({"dataset_text_field": "story"}, {"train_dataset": "rows.jsonl"}, "a file's texts stand in 'text'"),
         ({}, {"train_dataset": None}, "train_dataset: give rows"),
         ({}, {"model": object()}, "give a name or folder, found a object"),
         ({}, {"eval_dataset": [{}]}, "eval_dataset: give the path"),

@@ -161,9 +161,10 @@ def batch_settings(config: Findings, defaults: Defaults, packs: bool, keys: tupl
 
 def loop_settings(config: Findings, defaults: Defaults, epochs: str, evaluates: bool) -> None:
     """Length, precision, logging, saving, evaluating and where the run goes."""
-    config.put("train.epochs", float(config.take(epochs, defaults.epochs)), epochs)
-    most = config.take("max_steps")
-    if most is not None and int(most) > 0:
+    rounds, most = float(config.take(epochs, defaults.epochs)), config.take("max_steps")
+    bounded = most is not None and int(most) > 0
+    config.put("train.epochs", None if bounded else rounds, epochs, note="max_steps wins there" if bounded else "")
+    if bounded:
         config.put("train.max_steps", int(most), "max_steps")
     elif most is not None:
         config.note("no limit of steps", "max_steps")

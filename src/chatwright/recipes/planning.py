@@ -102,7 +102,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         supervised_tokens_per_epoch=round(supervised / epochs),
         supervised_share=supervised / max(tokens, 1),
         longest_example=int(lengths.max()),
-        epochs=settings.train.epochs,
+        epochs=float(plan.num_epochs) if settings.train.epochs is None else settings.train.epochs,
         steps=plan.num_steps,
         packs=plan.num_packs,
         tokens=int(steps_tokens.sum()),

@@ -236,7 +236,7 @@ def _against_streaming(settings: RunSettings, streaming: StreamingSettings) -> I
         yield "the run's length must be given by one of train.max_steps and streaming.max_tokens"
     if streaming.max_tokens and settings.packing.by == "examples":
         yield "streaming.max_tokens counts packs, but packing.by is examples; set train.max_steps"
-    if settings.train.epochs != 1:
+    if settings.train.epochs not in (1, None):
         yield "train.epochs has no effect; remove it (train.max_steps gives the length)"
     if settings.heldout.share:
         yield "heldout.share can't be drawn, since not all rows are seen; set heldout.data"

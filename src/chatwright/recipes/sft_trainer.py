@@ -36,8 +36,23 @@ from chatwright.train.hooks import Hook
 from chatwright.train.trainer import TrainResult
 
 ROWS = "train_dataset"
-WITHOUT_EFFECT = ("disable_tqdm", "logging_first_step", "log_level", "do_train", "dataloader_pin_memory")
+TEXT_FIELD = "dataset_text_field"
+CONVERSATIONS = {"messages", "conversations", "prompt", "completion", "instruction"}
+"""Fields of rows that aren't plain text."""
+WITHOUT_EFFECT = (
+    *("disable_tqdm", "logging_first_step", "log_level", "do_train", "dataloader_pin_memory", "dataloader_num_workers"),
+    *("remove_unused_columns", "dataset_num_proc", "gradient_checkpointing_kwargs", "ddp_find_unused_parameters"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "padding_free", "pad_to_multiple_of"),
+)
 """Arguments that change nothing of the training, and are taken without a word."""
+AS_IT_IS: dict[str, Any] = {
+    **dict.fromkeys(("eval_strategy", "save_strategy"), "no"),
+    **dict.fromkeys(("push_to_hub", "do_eval", "use_cpu", "group_by_length", "load_best_model_at_end"), False),
+    **dict.fromkeys(("torch_compile", "use_liger_kernel", "overwrite_output_dir", "eval_packing"), False),
+    **{"label_smoothing_factor": 0.0, "loss_type": "nll", "deepspeed": "", "fsdp": ""},
+}
+"""Values that say what is so anyway: of these arguments any other value is an error."""
+PACKING_STRATEGIES = {"bfd": "tokens", "wrapped": "constant_length"}
 PEFT_DEFAULT_TARGETS = ("q_proj", "v_proj")
 """What peft adapts where `target_modules` is None, in Llama, Mistral, Qwen and Gemma models."""
 PEFT_REFUSED: dict[str, tuple[Any, ...]] = {
@@ -101,8 +116,11 @@ class SFTTrainer:
         if train_dataset is None:
             raise ConfigError(["train_dataset: give rows, or the path of a file or folder"], source="SFTTrainer")
         values = args.values if isinstance(args, SFTConfig) else dict(args or {})
-        made = recipe_of(values, peft_config) | {"model": str(model)}
+        field = values.get(TEXT_FIELD) or "text"
+        made = recipe_of({n: v for n, v in values.items() if n != TEXT_FIELD}, peft_config) | {"model": str(model)}
         from_path = isinstance(train_dataset, str | Path)
+        if from_path and field != "text":
+            raise ConfigError([f"{TEXT_FIELD}: a file's texts stand in 'text'; give rows instead"], source="SFTConfig")
         if from_path and formatting_func is not None:
             raise ConfigError(
                 ["formatting_func takes rows: read them first (datasets.load_dataset, or json), or leave it out"],
@@ -113,7 +131,7 @@ class SFTTrainer:
         if eval_dataset is not None:
             made["heldout"] = {"data": [{"path": _path_of(eval_dataset)}]}
         self.settings = build(RunSettings, apply_overrides(made, overrides), "SFTTrainer")
-        self._sources = None if from_path else {ROWS: _formatted(train_dataset, formatting_func)}
+        self._sources = None if from_path else {ROWS: _formatted(train_dataset, formatting_func, field)}
         self._hooks = tuple(hooks)
 
     def train(self, resume_from_checkpoint: bool = False) -> TrainResult:
@@ -153,30 +171,50 @@ def recipe_of(values: Mapping[str, Any], peft_config: Any = None) -> dict[str, A
     Raises:
         ConfigError: naming every argument that has no place in one, and why.
     """
-    config = Findings(values, Path())
+    config = Findings(_without_idle(values), Path())
     config.made = {"recipe_version": 1, "stage": "sft"}
     problems: list[str] = []
     if "max_length" in config.empty:
         problems.append("max_length: None is no limit; give the most tokens of an example (longer ones are cut)")
+    try:
+        _translate(config, peft_config, problems)
+    except (TypeError, ValueError) as error:
+        raise ConfigError([*problems, f"a value is of the wrong kind: {error}"], source="SFTConfig") from error
+    config.close(REASONS, otherwise="not known; the names are TRL's and transformers' own")
+    problems += [f"{key}: {why}" for key, _, why in config.unmapped]
+    if problems:
+        raise ConfigError(problems, source="SFTConfig")
+    return config.made
+
+
+def _without_idle(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments without those that change nothing; with a strategy `no` its steps have no meaning either."""
+    idle = {name for name, value in values.items() if name in AS_IT_IS and AS_IT_IS[name] == value}
+    idle |= {name.replace("_strategy", "_steps") for name in idle}
+    return {name: value for name, value in values.items() if name not in idle and name not in WITHOUT_EFFECT}
+
+
+def _translate(config: Findings, peft_config: Any, problems: list[str]) -> None:
+    """Every argument that has a place, into `config.made`."""
     config.put("max_tokens", int(config.take("max_length", 1024)), "max_length")
     config.made["overflow"] = "truncate"
     _masks(config)
-    packs, strategy = bool(config.take("packing")), str(config.take("packing_strategy", "bfd"))
+    packs, strategy = bool(config.take("packing")), config.take("packing_strategy", "bfd")
     batch_settings(config, TRL_DEFAULTS, packs, HF_BATCH)
-    if packs and strategy == "wrapped":
-        config.put("packing.by", "constant_length", "packing_strategy")
+    if strategy not in PACKING_STRATEGIES:
+        known = ", ".join(PACKING_STRATEGIES)
+        problems.append(f"packing_strategy: {strategy!r} isn't known here; there is {known}")
+    elif packs:
+        config.put("packing.by", PACKING_STRATEGIES[strategy], "packing_strategy")
     optimizer_settings(config, TRL_DEFAULTS)
     loop_settings(config, TRL_DEFAULTS, "num_train_epochs", evaluates=True)
+    if config.take("use_cpu"):
+        config.put("train.device", "cpu", "use_cpu")
     quantized = _quantization(config, problems)
     if peft_config is not None:
         config.made["adapter"] = {**_adapter(peft_config, problems), **quantized}
     elif quantized:
         problems.append("model_init_kwargs: a 4-bit base is frozen; give peft_config, the adapter to train beside it")
-    config.close(REASONS, otherwise="not known; the names are TRL's and transformers' own")
-    problems += [f"{key}: {why}" for key, _, why in config.unmapped if key not in WITHOUT_EFFECT]
-    if problems:
-        raise ConfigError(problems, source="SFTConfig")
-    return config.made
 
 
 def _masks(config: Findings) -> None:
@@ -245,9 +283,19 @@ def _path_of(dataset: Any) -> str:
     return str(dataset)
 
 
-def _formatted(rows: Any, function: Callable[[Any], Any] | None) -> Any:
-    """The rows as they are, or each one through the user's function."""
-    return rows if function is None else list(_each_formatted(rows, function))
+def _formatted(rows: Any, function: Callable[[Any], Any] | None, field: str) -> Any:
+    """The rows as they are, or each one through the user's function; rows of plain text as documents, as TRL has it."""
+    if function is not None:
+        return list(_each_formatted(rows, function))
+    held = rows if hasattr(rows, "features") and hasattr(rows, "__len__") else list(rows)
+    if not len(held) or not _is_text(held[0], field):
+        return held
+    return [Document(row[field], ROWS, n) if _is_text(row, field) else row for n, row in enumerate(held)]
+
+
+def _is_text(row: Any, field: str) -> bool:
+    """Whether a row is a text, and no conversation with a text beside it."""
+    return isinstance(row, Mapping) and isinstance(row.get(field), str) and not CONVERSATIONS & row.keys()
 
 
 def _each_formatted(rows: Any, function: Callable[[Any], Any]) -> Iterator[Any]:

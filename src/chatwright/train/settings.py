@@ -11,9 +11,14 @@ from chatwright.settings import Settings
 
 
 class TrainSettings(Settings):
-    """The loop's own settings. Lengths are in epochs over the data, bounded by `max_steps` if given."""
+    """The loop's own settings.
 
-    epochs: float = Field(1.0, gt=0, le=10_000)
+    Args:
+        epochs: how often to go through the data; null: as often as `max_steps` needs.
+        max_steps: the most steps; a run ends with its epochs or its steps, whichever are over first.
+    """
+
+    epochs: float | None = Field(1.0, gt=0, le=10_000)
     max_steps: PositiveInt | None = None
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda", "mps", "npu"] = "auto"
@@ -24,6 +29,12 @@ class TrainSettings(Settings):
     save_every: PositiveInt | None = None
     keep_last: PositiveInt = 2
     early_stopping_patience: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> TrainSettings:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("epochs: null needs max_steps, which then says how long to train")
+        return self
 
     @model_validator(mode="before")
     @classmethod
