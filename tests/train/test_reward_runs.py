@@ -71,6 +71,17 @@ def test_scores_are_read_at_the_last_token_of_each_side(tiny_model: Path) -> Non
     assert sums.tolist() == pytest.approx(losses, rel=1e-5), "the trace shows each pair's own loss"
 
 
+def test_scores_are_not_rounded_to_the_models_dtype(tiny_model: Path) -> None:
+    """Two replies whose scores fall on one bf16 value are told apart."""
+    model = tiny_reward(tiny_model).bfloat16()
+    hidden = torch.zeros(2, model.config.hidden_size, dtype=torch.bfloat16)
+    hidden[:, 0], hidden[1, 1] = 1.0, 2.0**-12
+    with torch.no_grad():
+        model.score.weight[0, :2] = 1.0
+        better, worse = model.scores(hidden).flip(0).tolist()
+    assert better - worse == 2.0**-12
+
+
 def test_a_split_step_has_the_gradient_of_the_whole(tiny_model: Path) -> None:
     model, store = tiny_reward(tiny_model), pair_store(PAIRS)
     gradients = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from chatwright.errors import ModelError
@@ -37,8 +38,9 @@ class RewardModel(CausalLM):
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[N, D]` → `[N]`."""
-        return self.score(hidden).squeeze(-1)
+        """`[N, D]` → `[N]`, at least float32: in bf16, scores near 1 would be steps of 1/128 apart, as pairs may be."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return F.linear(hidden.to(wide), self.score.weight.to(wide)).squeeze(-1)
 
 
 def with_score(model: CausalLM, seed: int) -> RewardModel:

@@ -114,5 +114,4 @@ class RewardObjective:
             return nothing_to_train(model, batch)
         hidden, aux = model(batch.input_ids, batch.position_ids, batch.layout)
         scores = model.scores(hidden[batch.last_states()]).view(2, batch.num_pairs).t()
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return pair_sum(reward_loss(wide, margin=self.settings.margin), batch, model, aux)
+        return pair_sum(reward_loss(scores, margin=self.settings.margin), batch, model, aux)
