@@ -136,6 +136,22 @@ def test_the_ledger_balances_and_plan_says_what_it_is(tmp_path: Path) -> None:
     )
 
 
+def test_a_pack_longer_than_the_models_context_is_told(tmp_path: Path) -> None:
+    """Positions run through a joined pack, however short its conversations are."""
+    base = make_tiny_model(tmp_path / "base")
+    found = {}
+    for size in (256, 320):
+        packing = {"by": "constant_length", "tokens_per_pack": size}
+        settings = recipe(base, None, tmp_path / "run", packing=packing)
+        data = build_data(settings, {"rows": conversations(24)})
+        assert isinstance(data, RunData) and data.store.lengths.max() < 256
+        found[size] = [each for each in plan_run(settings, data).warnings if "was made for 256" in each]
+    assert found[256] == []
+    assert found[320] == [
+        "a pack has 320 tokens in a row, but the model was made for 256: lower packing.tokens_per_pack"
+    ]
+
+
 def whole_examples(data: RunData) -> list[str]:
     """A name for every example's beginning in the stream: its first token is the template's start of a turn."""
     return [

@@ -46,6 +46,20 @@ def test_entries_take_pairs_and_steps_count_them(tiny_model: Path, rows: Path, t
     assert figures.sources[0].effective_weight == 1.0
 
 
+def test_a_pair_is_as_long_for_the_model_as_its_longer_side(tiny_model: Path, tmp_path: Path) -> None:
+    found = {}
+    for words in (60, 120):
+        rows = [{"prompt": "Tell me", "chosen": "a b " * words, "rejected": "c d " * words}]
+        file = write_rows(tmp_path / f"{words}.jsonl", rows)
+        settings = recipe(
+            tiny_model, file, tmp_path / "out", stage="dpo", max_tokens=999, packing={"tokens_per_pack": 999}
+        )
+        data = build_data(settings)
+        assert isinstance(data, RunData) and data.store.lengths.max() > 256
+        found[words] = [each for each in plan_run(settings, data).warnings if "was made for 256" in each]
+    assert not found[60] and len(found[120]) == 1
+
+
 def test_tokens_come_from_the_cache_the_second_time(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     first = planned(tiny_model, rows, tmp_path / "out")
     again = planned(tiny_model, rows, tmp_path / "out")

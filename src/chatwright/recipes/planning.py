@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from chatwright.batches.token_store import TokenStore
 from chatwright.inspection.contamination_account import ContaminationAccount, rows_met
 from chatwright.inspection.ledger import Ledger
 from chatwright.models.weights import read_config
@@ -118,7 +119,7 @@ def plan_run(settings: RunSettings, data: RunData) -> RunPlan:
         warnings=[
             *stage_notes(settings),
             *([] if settings.packing.exact else [NOT_EXACT]),
-            *_warnings(data, int(lengths.max())),
+            *_warnings(data),
             *_repeated(sources),
             *([compared.warning] if compared.warning else []),
         ],
@@ -151,12 +152,21 @@ def contamination_marks(settings: RunSettings, data: TrainingData) -> dict[str, 
     return rows_met(data.job.check.empty, drops=True) if drops and data.job.check is not None else {}
 
 
-def _warnings(data: RunData, longest: int) -> list[str]:
+def _warnings(data: RunData) -> list[str]:
     """What can be done as asked, but may not be what was meant."""
     entries = (*data.entries, *data.heldout_entries)
     found = [f"{entry.name}: {count:,} rows {reason}" for entry in entries for reason, count in entry.notes.items()]
     found += [f"skipped {place}" for entry in entries for place in entry.skip_places[:SKIPPED_SHOWN]]
-    return found + longer_than_context(data.text, longest)
+    if data.plan.joined:
+        packs = np.add.reduceat(data.store.lengths[data.plan.members], data.plan.pack_starts[:-1])
+        return found + longer_than_context(data.text, int(packs.max()), "a pack", "packing.tokens_per_pack")
+    return found + longer_than_context(data.text, int(_sequence_lengths(data.store).max()))
+
+
+def _sequence_lengths(store: TokenStore) -> np.ndarray:
+    """int `[n]`, the tokens that the model sees in a row of each example: of a pair the longer side's."""
+    worse = store.lengths - store.prompt_lengths - store.chosen_lengths
+    return store.lengths - np.where(store.chosen_lengths > 0, np.minimum(store.chosen_lengths, worse), 0)
 
 
 def _repeated(sources: Sequence[PlannedSource]) -> list[str]:
@@ -169,15 +179,14 @@ def _repeated(sources: Sequence[PlannedSource]) -> list[str]:
     ]
 
 
-def longer_than_context(text: TextSetup, longest: int) -> list[str]:
-    """A warning where the longest example has more tokens than the model was made for."""
+def longer_than_context(
+    text: TextSetup, longest: int, what: str = "the longest example", remedy: str = "max_tokens and set overflow"
+) -> list[str]:
+    """A warning where the longest sequence has more tokens than the model was made for."""
     context = context_length(text)
     if context is None or longest <= context:
         return []
-    return [
-        f"the longest example has {longest:,} tokens, but the model was made for {context:,}: "
-        "lower max_tokens and set overflow"
-    ]
+    return [f"{what} has {longest:,} tokens in a row, but the model was made for {context:,}: lower {remedy}"]
 
 
 def context_length(text: TextSetup) -> int | None:
