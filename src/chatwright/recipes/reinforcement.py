@@ -37,7 +37,7 @@ from chatwright.tasks.registry import make_task
 from chatwright.train.objectives import Objective, policy_gradient
 
 NOT_TRAINED = "reference reply: the model's own replies are trained"
-NO_SIGNAL = "no signal: all replies to the problem got the same reward"
+NO_SIGNAL = "no signal: the reward is the mean of all replies to the problem"
 _OF_THE_PLAN = (Stage.REPEATED, Stage.PACKED, Stage.UNPLACED, Stage.TRAINED)
 
 
