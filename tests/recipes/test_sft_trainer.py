@@ -142,6 +142,13 @@ def test_arguments_become_the_recipe_that_their_defaults_mean(base: Path, tmp_pa
     assert (whole.packing.by, whole.packing.packs_per_step, str(whole.template.train_on)) == ("tokens", 8, "everything")
     stream = recipe_of({"output_dir": "x", "packing": True, "packing_strategy": "wrapped", "max_length": 64})
     assert stream["packing"] == {"by": "constant_length", "tokens_per_pack": 64, "packs_per_step": 8}
+    long = [{"prompt": "Tell me.", "completion": "a cat counts " * 60}]
+    wrapped = {"packing": True, "packing_strategy": "wrapped", "max_length": 64}
+    trainer = SFTTrainer(str(base), SFTConfig(tmp_path, **wrapped), long, overrides=QUIET)
+    data = build_data(trainer.settings, trainer._sources)
+    assert isinstance(data, RunData)
+    text = "".join(data.text.tokenizer.decode(data.store.example(n)[0].tolist()) for n in range(len(data.store)))
+    assert text.count("a cat counts") == 60, "a block ends, and the next one goes on"
     said = SFTTrainer(str(base), SFTConfig(tmp_path), conversations(4), overrides=["template.format=role_text"])
     assert said.settings.template.format == "role_text"
 

@@ -17,7 +17,7 @@ from chatwright.templates.template import Template, TemplateSettings, TrainOn, l
 from chatwright.templates.tokenizer import TextTokenizer
 
 WORDS = st.text("abc d.", min_size=1, max_size=30).filter(str.strip)
-FORMATS = ["chatml", "nanochat", "minimind"]
+FORMATS = ["chatml", "nanochat", "minimind", "role_text"]
 
 
 def user(text: str) -> Message:

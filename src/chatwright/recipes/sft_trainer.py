@@ -53,6 +53,8 @@ AS_IT_IS: dict[str, Any] = {
 }
 """Values that say what is so anyway: of these arguments any other value is an error."""
 PACKING_STRATEGIES = {"bfd": "tokens", "wrapped": "constant_length"}
+LONGEST = 1 << 20
+"""Tokens of an example that is cut into blocks."""
 PEFT_DEFAULT_TARGETS = ("q_proj", "v_proj")
 """What peft adapts where `target_modules` is None, in Llama, Mistral, Qwen and Gemma models."""
 PEFT_REFUSED: dict[str, tuple[Any, ...]] = {
@@ -206,6 +208,8 @@ def _translate(config: Findings, peft_config: Any, problems: list[str]) -> None:
         problems.append(f"packing_strategy: {strategy!r} isn't known here; there is {known}")
     elif packs:
         config.put("packing.by", PACKING_STRATEGIES[strategy], "packing_strategy")
+        if strategy == "wrapped":  # a long example goes on in the next block, whole
+            config.made |= {"max_tokens": LONGEST, "overflow": "error"}
     optimizer_settings(config, TRL_DEFAULTS)
     loop_settings(config, TRL_DEFAULTS, "num_train_epochs", evaluates=True)
     if config.take("use_cpu"):
