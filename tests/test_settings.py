@@ -9,6 +9,7 @@ import pytest
 from chatwright.errors import ConfigError
 from chatwright.recipes.chain_settings import is_chain, load_chain
 from chatwright.recipes.run_settings import RunSettings, load_recipe, shipped_recipes
+from chatwright.recipes.tokenizer_recipe import TokenizerRecipe
 from chatwright.settings import apply_overrides, build, dump_yaml, parse_yaml, read_yaml
 
 
@@ -144,3 +145,11 @@ def test_preparation_settings_have_bounds(name: str) -> None:
     with pytest.raises(ConfigError, match=f"preparation.{name}: .*greater than or equal to"):
         build(RunSettings, raw, "recipe.yaml")
     assert build(RunSettings, {**raw, "preparation": {name: 1}}, "recipe.yaml")
+
+
+def test_a_list_is_not_called_too_short_for_what_is_wrong_in_it() -> None:
+    with pytest.raises(ConfigError) as found:
+        build(TokenizerRecipe, {"data": [{"path": "a.txt", "text_by": "word"}]}, "tokenizer")
+    assert [problem.partition(":")[0] for problem in found.value.problems] == ["data.0.text_by"]
+    with pytest.raises(ConfigError, match="data: tuple should have at least 1 item"):
+        build(TokenizerRecipe, {"data": []}, "tokenizer")

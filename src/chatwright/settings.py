@@ -229,7 +229,14 @@ def build(model: type[T], data: Mapping[str, Any], source: str) -> T:
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        raise ConfigError([_sentence(model, item) for item in error.errors()], source=source) from None
+        raise ConfigError([_sentence(model, item) for item in _own_problems(error)], source=source) from None
+
+
+def _own_problems(error: pydantic.ValidationError) -> list[Any]:
+    """All but the lists that are too short only because what stands in them is wrong."""
+    items = error.errors()
+    inside = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
+    return [item for item in items if item["type"] != "too_short" or item["loc"] not in inside]
 
 
 def _sentence(model: type[Settings], item: Any) -> str:

@@ -185,7 +185,10 @@ def named_tokenizer(name: str) -> TextTokenizer:
         if here is not None and (here / "tokenizers" / GPT2 / "tokenizer.json").is_file():
             return TextTokenizer.load(here / "tokenizers" / GPT2)
         return TextTokenizer.load(_hub_tokenizer("openai-community/gpt2"))
-    return TextTokenizer.load(tokenizer_folder(name))
+    try:
+        return TextTokenizer.load(tokenizer_folder(name))
+    except ModelError as error:
+        raise ModelError(error.message, place=name, hint=error.hint) from error
 
 
 def _hub_tokenizer(name: str) -> Path:
