@@ -203,6 +203,24 @@ def test_one_kernel_for_all_experts_is_each_by_itself() -> None:
     assert grouped_linear(x, counts.cumsum(0).int(), frozen).requires_grad is False
 
 
+def test_an_expert_without_a_row_gets_no_gradient_from_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some GPUs write nothing where a group is empty, so that its gradient would be what the memory held."""
+    real = torch.nn.functional.grouped_mm
+
+    def leaving_empty_groups(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+        out = real(a, b, offs=offs)
+        if out.ndim == 3:
+            out[offs.diff(prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", leaving_empty_groups)
+    block: MoeFeedForward = tiny("qwen3_moe", torch.float32).model.layers[0].mlp
+    block.through_all_at_once(torch.randn(16, 48), torch.tensor([0, 3, 0, 13, 0])).sum().backward()
+    grads = [expert.gate_proj.weight.grad for expert in block.experts]
+    assert [bool(grad.any()) for grad in grads] == [False, True, False, True, False]
+    assert all(bool(grad.isfinite().all()) for grad in grads)
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "minimind_moe"])
 def test_adapters_reach_every_expert_and_merge(name: str) -> None:
     model = tiny(name, torch.float32)

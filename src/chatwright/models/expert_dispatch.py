@@ -108,11 +108,16 @@ def sums_by_splitting(x: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:
     return torch.stack([part.sum(0) for part in x.split(layout.lengths_q)])
 
 
-def has_grouped_kernel(x: torch.Tensor) -> bool:
-    """Whether all experts' products can be one kernel here: bf16 on a CUDA device of compute capability 9 or more."""
+def has_grouped_kernel(x: torch.Tensor, inner_size: int) -> bool:
+    """Whether all experts' products can be one kernel here: bf16 on a CUDA device of compute capability 9 or more.
+
+    Args:
+        x: `[N, D]`, their input. inner_size: of one expert. The kernel wants rows of whole 16 bytes.
+    """
     if x.device.type != "cuda" or x.dtype is not torch.bfloat16 or not hasattr(F, "grouped_mm"):
         return False
-    return torch.cuda.get_device_capability(x.device)[0] >= 9
+    aligned = x.shape[1] % 8 == 0 and inner_size % 8 == 0
+    return aligned and torch.cuda.get_device_capability(x.device)[0] >= 9
 
 
 def grouped_linear(rows: torch.Tensor, ends: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
@@ -141,5 +146,8 @@ class _GroupedLinear(torch.autograd.Function):
         grad_rows = F.grouped_mm(grad, torch.stack(weights), offs=ends) if ctx.needs_input_grad[0] else None
         grad_weights: tuple[torch.Tensor | None, ...] = (None,) * len(weights)
         if any(ctx.needs_input_grad[2:]):
-            grad_weights = F.grouped_mm(grad.t(), rows, offs=ends).unbind()
+            found = F.grouped_mm(grad.t(), rows, offs=ends)  # [E, O, I]
+            # some GPUs leave an expert without a row whatever the memory held (pytorch 172439)
+            empty = ends.diff(prepend=ends.new_zeros(1)) == 0
+            grad_weights = found.masked_fill_(empty[:, None, None], 0.0).unbind()
         return grad_rows, None, *grad_weights

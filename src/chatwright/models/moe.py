@@ -87,7 +87,7 @@ class MoeFeedForward(nn.Module):
         self.experts = nn.ModuleList(kind(config, moe.intermediate_size) for _ in range(moe.num_experts))
         if moe.num_shared:
             self.shared_experts = nn.ModuleList(FeedForward(config) for _ in range(moe.num_shared))
-        self.activation = config.activation
+        self.activation, self.inner_size = config.activation, moe.intermediate_size
         self.num_shared = moe.num_shared
 
     def forward(
@@ -105,7 +105,7 @@ class MoeFeedForward(nn.Module):
 
     def _through_experts(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """`[N, D]` in expert order → `[N, D]`, each expert's own slice through it."""
-        if has_grouped_kernel(rows) and self._all_plain():
+        if has_grouped_kernel(rows, self.inner_size) and self._all_plain():
             return self.through_all_at_once(rows, counts)
         parts = rows.split(counts.tolist())
         if not torch.is_grad_enabled():
