@@ -192,6 +192,7 @@ def test_what_a_wrong_file_says(project: Path, change: str, message: str, capsys
         ('{"heads": 4}', "says 'heads', which isn't among"),
         ('{"rope_theta": "x"}', "no positive number"),
         ('{"num_attention_heads": 6}', "6 heads don't divide 64 rows of q"),
+        ('{"norm_topk_prob": 1}', "neither true nor false"),
         ("[1]", "must hold one JSON object"),
     ],
 )
@@ -275,12 +276,23 @@ def test_transformers_loads_an_export_with_every_name(tmp_path: Path) -> None:
         ({"attention_bias": True}, "no model with biases"),
         ({"tie_word_embeddings": False}, "an output head of its own"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "the family qwen2"),
+        ({"head_dim": 16}, "heads of 16 dimensions"),
     ],
 )
 def test_what_minimind_has_no_model_for_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     resolved = resolve_model(checkpoint(tmp_path, "sft", **changes))
     with pytest.raises(ModelError, match=message):
         export_minimind(resolved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_model_is_refused(tmp_path: Path) -> None:
+    """Its file would hold `score.weight` and a head that it never had, and load nowhere."""
+    made = make_tiny_model(tmp_path / "model")
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
+    with pytest.raises(ModelError, match="a reward model"):
+        export_minimind(resolve_model(made), tmp_path / "out", prefix="reward")
     assert not (tmp_path / "out").exists()
 
 
@@ -308,3 +320,14 @@ def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, experts: dict[str,
     assert "use_moe=True" in report.lines()[-1]
     expert = "layers.0.feed_forward.experts.3.w1" if layout == "minimind-notebook" else "mlp.experts.3.gate_proj"
     assert any(expert in name for name in torch.load(path, weights_only=True))
+
+
+@pytest.mark.parametrize("experts", [{**EXPERTS_2025, "num_experts_per_tok": 3}, EXPERTS_2026])
+def test_weights_of_experts_that_are_not_divided_by_their_sum_come_back_so(
+    tmp_path: Path, experts: dict[str, Any]
+) -> None:
+    """`norm_topk_prob: false`, which no weight tells and MiniMind's code doesn't have by itself."""
+    resolved = resolve_model(checkpoint(tmp_path, "sft", **{**experts, "norm_topk_prob": False}))
+    report = export_minimind(resolved, tmp_path / "out", dtype="float32")
+    assert "norm_topk_prob=False" in report.lines()[-1]
+    assert distance(our_logits(resolve_model(tmp_path / "out/full_sft_32_moe.pth")), our_logits(resolved)) < 1e-6

@@ -22,10 +22,10 @@ from chatwright.checkpoints.minimind_names import EMBED, HEAD, pairs_from_halves
 from chatwright.errors import ModelError
 from chatwright.models.config import Activation, DecoderConfig, RopeKind
 from chatwright.models.families import config_from_hf
-from chatwright.models.weights import read_config
+from chatwright.models.weights import is_classifier, read_config
 
 MinimindLayout = Literal["minimind", "minimind-notebook"]
-PREFIXES = {"pretrain": "pretrain", "mid": "mid", "sft": "full_sft", "dpo": "dpo", "reward": "reward", "rl": "grpo"}
+PREFIXES = {"pretrain": "pretrain", "mid": "mid", "sft": "full_sft", "dpo": "dpo", "rl": "grpo"}
 """What MiniMind calls the files of a stage."""
 
 _FAMILIES = ("llama", "qwen3", "minimind_moe", "qwen3_moe")
@@ -58,8 +58,9 @@ def export_minimind(
     check_dtype(dtype)
     if layout not in get_args(MinimindLayout):
         raise ModelError(f"unknown layout {layout!r}; known: {', '.join(get_args(MinimindLayout))}", place="--to")
-    config = config_from_hf(read_config(resolved.folder))
-    _refuse(config, layout, resolved.source)
+    raw = read_config(resolved.folder)
+    config = config_from_hf(raw)
+    _refuse(config, layout, resolved.source, scores=is_classifier(raw))
     path = out / file_name(config, prefix or _prefix_of(resolved))
     if path.exists():
         raise ModelError("exists already", place=str(path), hint="delete it, or give another --prefix or folder")
@@ -97,16 +98,19 @@ def _prefix_of(resolved: ResolvedModel) -> str:
     return PREFIXES[stage]
 
 
-def _refuse(config: DecoderConfig, layout: str, place: str) -> None:
+def _refuse(config: DecoderConfig, layout: str, place: str, *, scores: bool) -> None:
     """Name everything that MiniMind's code doesn't have."""
     rope = config.ropes[0] if len(config.ropes) == 1 else None
+    cut = config.head_dim * config.num_heads == config.hidden_size
     problems = {
+        "a score instead of an output head (a reward model)": scores,
         f"the family {config.family}": config.family not in _FAMILIES,
         "biases": config.qkv_bias or config.o_bias or config.mlp_bias,
         "windows": any(config.layer_windows),
         "a stretched rotary embedding": rope is None or rope.kind is not RopeKind.DEFAULT,
         f"the activation {config.activation.value}": config.activation is not Activation.SILU,
         "an output head of its own": not config.tied,
+        f"heads of {config.head_dim} dimensions": not cut and not config.qk_norm,
         "norms over q and k": layout == "minimind-notebook" and config.qk_norm,
         "experts in some layers only": config.moe is not None and len(config.moe.layers) != config.num_layers,
     }
@@ -134,7 +138,8 @@ def _renamed(tensors: Mapping[str, torch.Tensor], config: DecoderConfig, layout:
 
 
 def _beside(config: DecoderConfig) -> dict[str, Any]:
-    experts = {"num_experts_per_tok": config.moe.experts_per_token} if config.moe else {}
+    moe = config.moe
+    experts = {"num_experts_per_tok": moe.experts_per_token, "norm_topk_prob": moe.norm_weights} if moe else {}
     return {
         "num_attention_heads": config.num_heads,
         "rope_theta": config.ropes[0].theta,
@@ -156,6 +161,8 @@ def constructor(config: DecoderConfig, layout: str) -> str:
         "rms_norm_eps": ("norm_eps", config.norm_eps, 1e-6 if normed else 1e-5),
         "rope_theta": ("rope_theta", config.ropes[0].theta, 1e6),
     }
+    if normed:
+        theirs["head_dim"] = ("head_dim", config.head_dim, config.hidden_size // config.num_heads)
     theirs |= _expert_options(config)
     notebook = layout == "minimind-notebook"
     hidden, layers = ("dim", "n_layers") if notebook else ("hidden_size", "num_hidden_layers")
@@ -178,4 +185,6 @@ def _expert_options(config: DecoderConfig) -> dict[str, tuple[str, Any, Any]]:
     else:
         options = {"n_routed_experts": (moe.num_experts, 4), "num_experts_per_tok": (moe.experts_per_token, 2)}
         options["n_shared_experts"] = (moe.num_shared, 1)
+    if config.family == "qwen3_moe" or moe.experts_per_token > 1:  # its code of 2025 leaves a single one as it is
+        options["norm_topk_prob"] = (moe.norm_weights, True)
     return {name: (name, value, usual) for name, (value, usual) in options.items()}

@@ -26,6 +26,7 @@ _GIVEN = {
     "rms_norm_eps": float,
     "max_position_embeddings": int,
     "num_experts_per_tok": int,
+    "norm_topk_prob": bool,
 }
 """What may be said beside a file, since the weights don't tell it."""
 
@@ -127,6 +128,12 @@ def _check_said(said: Mapping[str, Any], place: str) -> None:
             raise ModelError(
                 f"the .json beside it says {key!r}, which isn't among what it may say: {', '.join(_GIVEN)}", place=place
             )
+        if _GIVEN[key] is bool:
+            if not isinstance(value, bool):
+                raise ModelError(
+                    f"the .json beside it says {key}: {value!r}, which is neither true nor false", place=place
+                )
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ModelError(f"the .json beside it says {key}: {value!r}, which is no positive number", place=place)
         if _GIVEN[key] is int and not isinstance(value, int):
