@@ -8,6 +8,7 @@ import operator
 import os
 import pickle
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,27 @@ def test_damaged_pickles_are_refused_in_words(tmp_path: Path, data: bytes) -> No
             load_records(path, ALLOWED)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torch_file_cut_anywhere_is_refused_in_words(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, 1 + len(whole) // 150):
+        with pytest.raises(ModelError, match=r"model\.pt"):
+            load_torch_file(written(path, whole[:length]))
+
+
+def test_a_huge_memo_number_takes_no_memory(tmp_path: Path) -> None:
+    """Room for 2^28 entries would be two gigabytes, for a file of nine bytes."""
+    data = b"\x80\x02]r" + (2**28).to_bytes(4, "little") + b"."
+    tracemalloc.start()
+    try:
+        assert load_records(written(tmp_path / "a.pkl", data), ALLOWED) == []
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("data", [b"\x80\x02X\x01\x00\x00\x00aQ.", b"Pabc\n."])
 def test_outside_objects_and_extensions_are_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ModelError, match="outside of it"):
@@ -128,7 +150,7 @@ def test_torch_files_run_nothing(tmp_path: Path, legacy: bool) -> None:
     assert not TOUCHED
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04broken", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04broken", b"\x80\x02}q\x00.", b"\x80\x02X\x01"])
 def test_damaged_torch_files_are_refused_in_words(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ModelError, match=r"model\.pt"):
         load_torch_file(written(tmp_path / "model.pt", data))

@@ -32,7 +32,7 @@ def load_torch_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(_torch_reason(str(error)), place=str(path), hint=_ADVICE) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file may raise anything at all, struct.error for one
         reason = str(error).strip().splitlines()
         message = f"can't be read as a torch file: {reason[0] if reason else type(error).__name__}"
         raise ModelError(message, place=str(path), hint="copy or download it again") from None
@@ -90,8 +90,12 @@ def load_records(path: Path, allowed: Mapping[tuple[str, str], type[Record]]) ->
         raise ModelError(f"is no pickle that can be read: {error}", place=str(path), hint=_ADVICE) from None
 
 
-class _Restricted(pickle.Unpickler):
-    """Knows the allowed names only. There is no persistent id, no extension code and no other way to a global."""
+class _Restricted(pickle._Unpickler):
+    """Knows the allowed names only. There is no persistent id, no extension code and no other way to a global.
+
+    The reader is the one written in Python: the one in C makes room for whatever memo number a file names, so that ten
+    bytes could take all memory.
+    """
 
     def __init__(self, data: bytes, allowed: Mapping[tuple[str, str], type[Record]], place: str) -> None:
         super().__init__(io.BytesIO(data))
