@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nanochat_files import SPECIAL, encoding_state, model_config, trained_ranks, write_checkpoint, write_tokenizer
 
 from chatwright.checkpoints.imports import resolve_model
 from chatwright.checkpoints.nanochat import find_checkpoint
@@ -17,6 +16,7 @@ from chatwright.layouts import SegmentLayout
 from chatwright.models.weights import load_model
 from chatwright.templates.template import load_template
 from chatwright.templates.tokenizer import TextTokenizer
+from nanochat_files import SPECIAL, encoding_state, model_config, trained_ranks, write_checkpoint, write_tokenizer
 
 STATE = encoding_state(trained_ranks())
 SIZE = len(STATE["mergeable_ranks"]) + len(SPECIAL)
@@ -63,6 +63,13 @@ def test_source_tag_and_step_are_chosen_as_nanochat_does(base: Path) -> None:
         os.utime(other / tag, (10 - age, 10 - age))
     assert found(f"nanochat:{other}") == ("rl/new", 1)
     assert find_checkpoint("smollm2") is None and find_checkpoint(str(base)) is None
+
+
+def test_a_source_is_no_folder_of_that_name(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "sft/d3", "model_000001.pt")
+    assert found("nanochat:sft") == ("chatsft_checkpoints/d2", 700)
+    assert found("nanochat:./sft") == found("sft/d3") == ("sft/d3", 1)
 
 
 @pytest.mark.parametrize(

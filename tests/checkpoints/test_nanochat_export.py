@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,26 @@ def test_another_tokenizer_is_not_overwritten(model: str, tmp_path: Path) -> Non
 def test_other_models_are_refused_by_what_differs(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model with family 'llama' \(only 'nanochat'\).*tied embedding True"):
         export_nanochat(resolve_model(tiny_model), tmp_path / "out", source="sft")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"head_dim": 16}, r"head size 16 \(only 8\)"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"rope type 'linear' \(only 'default'\)"),
+    ],
+)
+def test_shapes_that_its_code_cannot_be_told_are_refused(
+    model: str, tmp_path: Path, change: dict[str, object], match: str
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(resolve_model(model).folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=match):
+        export_nanochat(resolve_model(folder), tmp_path / "out", source="mid")
+
+
+def test_a_vocabulary_that_some_versions_would_fill_up_is_told(model: str, tmp_path: Path) -> None:
+    report = export_nanochat(resolve_model(model), tmp_path / "out", source="mid")
+    assert any("no multiple of 64" in note for note in report.notes)

@@ -99,7 +99,7 @@ def _folder_of(place: str) -> Path:
     """The folder of a model tag."""
     source, _, tag = place.partition("/")
     path = Path(place).expanduser()
-    if source in SOURCES and not path.is_dir():
+    if source in SOURCES:  # whatever folders stand here: ./sft names one
         path = base_folder() / SOURCES[source]
         if tag:
             return path / tag

@@ -27,6 +27,8 @@ from chatwright.models.weights import read_config
 from chatwright.templates.native import NATIVE_FORMATS
 from chatwright.templates.tokenizer import TextTokenizer
 
+PADDED = 64
+"""Some versions of nanochat's code have rows for the next multiple of it, and load nothing else."""
 STAGES = {"pretrain": "base", "mid": "mid", "sft": "sft", "dpo": "sft", "rl": "rl"}
 """Our stage → nanochat's source."""
 
@@ -58,6 +60,9 @@ def export_nanochat(
     spare = config["vocab_size"] - encoding.vocab_size
     if spare:
         notes = (*notes, f"{spare} rows behind the tokenizer's tokens are left out: nanochat's models have none")
+    if encoding.vocab_size % PADDED:
+        line = f"nanochat's versions that fill the vocabulary up to a multiple of {PADDED} can't load these"
+        notes = (*notes, f"{encoding.vocab_size:,} tokens are no multiple of {PADDED}: {line}")
     weights = nanochat_weights(finite_in(tensors, dtype), encoding.vocab_size)
     meta = {"step": step, "model_config": model_config_of(config, encoding.vocab_size), "user_config": {}}
     path = folder / f"model_{step:06d}.pt"
@@ -77,7 +82,9 @@ def _refuse(config: dict[str, Any], place: str) -> None:
         "family": (config["model_type"], "nanochat"),
         "intermediate size": (config.get("intermediate_size"), 4 * config["hidden_size"]),
         "soft cap": (config.get("final_logit_softcapping"), 15.0),
+        "head size": (config.get("head_dim"), config["hidden_size"] // config["num_attention_heads"]),
         "rope theta": (rope.get("rope_theta"), 10_000.0),
+        "rope type": (rope.get("rope_type", "default"), "default"),
         "activation": (config.get("hidden_act"), "relu2"),
         "biases": (config.get("attention_bias"), False),
         "tied embedding": (config.get("tie_word_embeddings"), False),
