@@ -95,6 +95,13 @@ def test_wrong_options_are_named(preset: str, options: dict[str, Any], words: li
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.parametrize("preset", ["llama", "minimind", "minimind-moe"])
+def test_heads_must_divide_the_hidden_size(preset: str) -> None:
+    """transformers would not load what such a model is saved as."""
+    with pytest.raises(ModelError, match="8 don't divide a hidden_size of 100"):
+        preset_config(preset, 90, {"hidden_size": 100, "num_heads": 8, "num_kv_heads": 2})
+
+
 def test_every_preset_makes_a_model_from_its_defaults_alone() -> None:
     for name, preset in PRESETS.items():
         config = preset_config(name, 512, {})

@@ -109,7 +109,8 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
         ({"preset": "llama", "num_layer": 3}, "did you mean 'num_layers'"),
         ({"preset": "llama", "num_layers": "six"}, "must be a positive number (found 'six')"),
         ({"preset": "llama", "tied": 3}, "must be true or false"),
-        ({"preset": "llama", "num_heads": 3, "num_kv_heads": 2}, "can't share"),
+        ({"preset": "llama", "num_heads": 3}, "3 don't divide a hidden_size of 256"),
+        ({"preset": "llama", "num_heads": 8, "num_kv_heads": 3}, "can't share"),
     ],
 )
 def test_what_makes_no_model_is_told(tmp_path: Path, given: dict[str, Any], told: str) -> None:

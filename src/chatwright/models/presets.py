@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chatwright.errors import ConfigError
+from chatwright.errors import ConfigError, ModelError
 from chatwright.models.config import DecoderConfig
 from chatwright.models.families import config_from_hf
 
@@ -79,6 +79,8 @@ def _nearest(given: str, known: Mapping[str, Any]) -> str:
 def _llama(vocab_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """A Llama; without a given size its feed-forward is 8/3 of the hidden size, rounded up to a multiple of 64."""
     hidden, heads = options["hidden_size"], options["num_heads"]
+    if hidden % heads:
+        raise ModelError(f"num_heads: {heads} don't divide a hidden_size of {hidden}")
     inner = options["intermediate_size"] or -(-8 * hidden // 3 // 64) * 64
     return {
         "model_type": "llama",
