@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from chatwright.checkpoints.imports import resolve_model
 from chatwright.checkpoints.merging import merge_adapter
 from chatwright.errors import ConfigError, ModelError, UserError
 from chatwright.recipes.data import build_data
+from chatwright.recipes.model import load_weights
 from chatwright.recipes.planning import plan_run
 from chatwright.selftest.laws import check_recipe
 from chatwright.settings import build
@@ -138,6 +140,14 @@ def test_missing_bitsandbytes_and_senseless_settings_are_named(monkeypatch: pyte
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         Nf4Linear(linear(torch.float32), False)
     assert quantized.BLOCK == 64
+
+
+def test_a_reward_model_is_not_silently_left_at_full_precision(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
+    with pytest.raises(ModelError, match="isn't kept in 4 bits"):
+        load_weights(resolve_model(folder), torch.float32, "cpu", adapter=build(LoraSettings, NF4, "x"), scores=True)
 
 
 # Whole runs

@@ -60,11 +60,20 @@ def load_weights(
     Args:
         adapter: the recipe's, whose base is kept in 4 bits if it says so.
         scores: a reward model is wanted, or a language model to make one of.
+
+    Raises:
+        ModelError: the weights can't be used, or can't be kept in 4 bits.
     """
     if resolved.new:
         return init_model(config_from_hf(read_config(resolved.folder)), seed, dtype).to(device)
     quantized = adapter is not None and adapter.base == "nf4"
     if is_classifier(read_config(resolved.folder)) and scores:
+        if quantized:  # its trained score is one of the linear layers
+            raise ModelError(
+                "is a reward model already, whose base isn't kept in 4 bits",
+                place=resolved.source,
+                hint="set adapter.base: full, or begin from a language model",
+            )
         return load_reward_model(resolved.folder, dtype=dtype, device=device)
     model = load_any(resolved.folder, dtype=dtype, device="cpu" if quantized else device)
     if adapter is not None and quantized:
