@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from chain_recipes import chain_plain, stage_in, write_chain
 
+from chatwright.cli.inspect import is_recipe
 from chatwright.errors import ConfigError, UserError
 from chatwright.recipes.chain_settings import is_chain, load_chain, make_chain, titles
 from chatwright.recipes.run_settings import RunSettings, find_recipe, load_recipe, shipped_recipes
@@ -44,6 +45,7 @@ def test_shared_settings_lie_under_each_stages_own(tmp_path: Path) -> None:
 
 def test_two_stages_of_one_kind_keep_their_names(tmp_path: Path) -> None:
     plain = chain_plain(tmp_path)
+    stage_in(plain, "base")["heldout"] = {"share": 0.1}
     plain["stages"].append({**stage_in(plain, "chat"), "name": "chat2", "from": "base:best"})
     chain = make_chain(plain, "test")
     assert titles(chain.runs) == ["base", "middle", "chat", "chat2"]
@@ -70,6 +72,14 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "from itself": (lambda p: stage_in(p, "middle").update({"from": "middle"}), "can't grow from itself"),
     "from nobody": (lambda p: stage_in(p, "chat").update({"from": "midle"}), "chat.from: .*'midle'.*'middle'"),
     "from a tokenizer": (lambda p: stage_in(p, "chat").update({"from": "tokenizer"}), "a tokenizer is no model"),
+    "from a reward model": (
+        lambda p: (stage_in(p, "middle").update(stage="reward"), stage_in(p, "chat").update({"from": "middle"})),
+        "chat.from: middle: a reward model, which writes no replies, is no model to go on from",
+    ),
+    "from a best that nothing tells": (
+        lambda p: stage_in(p, "chat").update({"from": "previous:best"}),
+        "chat.from: middle measures nothing that tells its best checkpoint",
+    ),
     "model and from": (lambda p: stage_in(p, "chat").update({"from": "base", "model": "x"}), "say two things"),
     "first without parent": (lambda p: p.update(stages=[stage_in(p, "chat")]), "chat.from: no trained model"),
     "new without tokenizer": (lambda p: p.update(stages=[stage_in(p, "base")]), "base.from: no tokenizer stage"),
@@ -77,6 +87,13 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         lambda p: stage_in(p, "chat").update(optimizer={"learning_rat": 1}),
         "chat.optimizer.learning_rat: unknown setting.*'learning_rate'",
     ),
+    "a setting of the room that has the stage's name": (
+        lambda p: stage_in(p, "chat").update(name="rl", samples=4),
+        r"rl.samples: unknown setting; did you mean rl\.rl\.samples\?",
+    ),
+    "no data": (lambda p: stage_in(p, "chat").update(data=[]), "chat.data: there is nothing to train on"),
+    "no folder": (lambda p: p.update(out=None), "out: must be the name of a folder"),
+    "no folder to reuse": (lambda p: p.update(reuse=[1]), "reuse: must be the name of a folder"),
     "a wrong shared one": (lambda p: p.update(evalute={}), "evalute: unknown setting.*'evaluate'"),
     "a model for all": (lambda p: p.update(model="x"), "model: belongs to a stage"),
     "an own out": (lambda p: stage_in(p, "chat").update(out="x"), "stages.3.out: .*remove it"),
@@ -119,6 +136,7 @@ def test_a_chain_is_no_single_run(tmp_path: Path) -> None:
 
 def test_hyphens_find_shipped_recipes() -> None:
     assert find_recipe("gsm8k-calculator") == find_recipe("gsm8k_calculator") == shipped_recipes()["gsm8k_calculator"]
+    assert is_recipe("gsm8k-calculator") and is_recipe("gsm8k_calculator") and not is_recipe("gsm8k")
 
 
 def test_every_kind_of_stage_may_give_a_stage_its_name(tmp_path: Path) -> None:

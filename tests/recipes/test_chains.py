@@ -7,69 +7,38 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 import yaml
-from chain_recipes import chain_plain, stage_in, write_chain
+from chain_recipes import RUNS, Trains, chain_plain, run, stage_in, states, write_chain
 
 from chatwright.checkpoints.store import latest_checkpoint
 from chatwright.cli.chain import run_train_command
 from chatwright.errors import ConfigError, UserError
 from chatwright.recipes.ancestry import Bond, ancestry
-from chatwright.recipes.chain import StageStatus, look_at, run_chain, train_quietly
-from chatwright.recipes.chain_record import State, read_records
+from chatwright.recipes.chain_record import State
 from chatwright.recipes.chain_settings import load_chain, make_chain
-from chatwright.recipes.chain_table import measure_chain, require_tasks
-from chatwright.recipes.run_settings import RunSettings
-from chatwright.runtime import Runtime
-from chatwright.train.trainer import TrainResult
+from chatwright.recipes.chain_table import measure_chain
 from shared_files import shared
-from training_runs import CPU, differing_bits, run_command, start_command
-
-RUNS = ("base", "middle", "chat")
+from training_runs import (
+    CPU,
+    checkpoint_tensors,
+    differing_bits,
+    farthest,
+    finish_ranks,
+    run_command,
+    start_command,
+    start_ranks,
+    write_rows,
+)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens and new models of each test stay apart."""
     monkeypatch.setenv("CHATWRIGHT_CACHE", str(tmp_path / "cache"))
-
-
-def run(plain: dict[str, Any], **options: Any) -> list[StageStatus] | None:
-    return run_chain(make_chain(plain, "test"), CPU, **options)
-
-
-def states(plain: dict[str, Any]) -> dict[str, State]:
-    return {status.stage.name: status.state for status in look_at(make_chain(plain, "test"))}
-
-
-class Trains:
-    """Trains stages, and remembers which; stops the one called `stop` as Ctrl-C would, after a step."""
-
-    def __init__(self, stop: str | None = None) -> None:
-        self.trained: list[str] = []
-        self.stop = stop
-
-    def __call__(self, settings: RunSettings, runtime: Runtime, resume: bool) -> TrainResult:
-        """As `train_quietly`."""
-        name = Path(settings.out).name
-        self.trained.append(name)
-        if name != self.stop:
-            return train_quietly(settings, runtime, resume)
-        from chatwright.train import trainer
-
-        original = trainer.Trainer._one_step
-
-        def one_step(self: Any, step: Any) -> Any:
-            self.stop_requested = True
-            return original(self, step)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer.Trainer, "_one_step", one_step)
-            return train_quietly(settings, runtime, resume)
 
 
 def test_runs_in_order_and_skips_what_is_done(tmp_path: Path) -> None:
@@ -86,6 +55,15 @@ def test_runs_in_order_and_skips_what_is_done(tmp_path: Path) -> None:
     assert (tmp_path / "chain" / "chat" / "metrics.jsonl").read_text() == before
     kept = yaml.safe_load((tmp_path / "chain" / "chain.yaml").read_text())
     assert kept == plain
+
+
+def test_what_came_of_a_tokenizer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = chain_plain(tmp_path)
+    stage_in(plain, "tokenizer").update(tokenizer={"vocab_size": 9000}, beside=["nowhere"])
+    run(plain, until="tokenizer")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "not 9,000: too few" in told and "not compared with nowhere" in told
+    assert "bytes a token" in told and "bits a byte" in told
 
 
 def test_runs_up_to_a_stage(tmp_path: Path) -> None:
@@ -113,120 +91,6 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
         assert differing_bits(tmp_path / "whole" / name, tmp_path / "chain" / name) == []
 
 
-CHANGES: dict[str, tuple[Callable[[dict[str, Any], Path], object], tuple[str, ...], str]] = {
-    "a stage's rate": (
-        lambda plain, folder: stage_in(plain, "middle").update(optimizer={"learning_rate": 0.5}),
-        ("middle: optimizer.learning_rate: was 0.001, is 0.5", "make middle, chat anew"),
-        "middle",
-    ),
-    "its rows": (
-        lambda plain, folder: stage_in(plain, "chat").update(data=[{"task": "spelling", "stop": 9}]),
-        ("chat: data: was", "make chat anew"),
-        "chat",
-    ),
-    "a file of text": (
-        lambda plain, folder: (folder / "text.txt").write_text("Something else, told at length. " * 40),
-        ("tokenizer: its data", "base: its data", "make tokenizer, base, middle, chat anew"),
-        "tokenizer",
-    ),
-    "the shared seed": (
-        lambda plain, folder: plain["train"].update(seed=3),
-        ("base: train.seed: was 0, is 3", "chat: train.seed", "make base, middle, chat anew"),
-        "base",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_changes_are_told_and_nothing_is_made_anew(name: str, tmp_path: Path) -> None:
-    change, told, first = CHANGES[name]
-    plain = chain_plain(tmp_path)
-    run(plain)
-    results = {name: record.result for name, record in read_records(tmp_path / "chain").items()}
-    change(plain, tmp_path)
-    trains = Trains()
-    with pytest.raises(UserError) as found:
-        run(plain, train=trains, resume=True)
-    for text in told:
-        assert text in found.value.full_text()
-    assert trains.trained == []
-    assert {name: record.result for name, record in read_records(tmp_path / "chain").items()} == results
-    # in another folder, unchanged stages are taken from the old one
-    elsewhere = {**plain, "out": str(tmp_path / "other"), "reuse": str(tmp_path / "chain")}
-    statuses = run(elsewhere, train=trains)
-    assert statuses is not None
-    behind = ["tokenizer", *RUNS][["tokenizer", *RUNS].index(first) :]
-    assert trains.trained == [name for name in behind if name != "tokenizer"]
-    new = {status.stage.name: status.result for status in statuses}
-    assert [name for name in results if new[name] != results[name]] == behind
-    taken = {status.folder.parent.name for status in statuses if status.stage.name not in behind}
-    assert taken <= {"chain"}
-
-
-def test_what_only_says_where_or_how_often_is_no_change(tmp_path: Path) -> None:
-    plain = chain_plain(tmp_path)
-    run(plain)
-    plain["train"].update(save_every=1, log_every=2)
-    plain["evaluate"] = {"tasks": [{"task": "spelling", "limit": 2, "max_new_tokens": 4}]}
-    assert set(states(plain).values()) == {State.DONE}
-
-
-def test_a_lost_parent_is_made_anew_and_its_equal_child_stays(tmp_path: Path) -> None:
-    plain = chain_plain(tmp_path)
-    run(plain)
-    shutil.rmtree(tmp_path / "chain" / "base")
-    trains = Trains()
-    assert run(plain, train=trains) is not None  # the same bits come again, so what grew from them is still theirs
-    assert trains.trained == ["base"]
-
-
-def test_a_parent_made_anew_otherwise_stops_before_its_child(tmp_path: Path) -> None:
-    plain = chain_plain(tmp_path)
-    run(plain)
-    shutil.rmtree(tmp_path / "chain" / "base")
-    stage_in(plain, "base")["optimizer"] = {"learning_rate": 0.1}
-    trains = Trains()
-    for _ in range(2):
-        with pytest.raises(UserError, match="middle: its parent: base is another than it grew from"):
-            run(plain, train=trains, resume=True)
-    assert trains.trained == ["base"]
-
-
-def test_a_stage_trained_further_by_hand_is_told(tmp_path: Path) -> None:
-    plain = chain_plain(tmp_path)
-    run(plain)
-    chat = make_chain(plain, "test")["chat"].settings
-    assert isinstance(chat, RunSettings)
-    shutil.rmtree(tmp_path / "chain" / "chat")
-    train_quietly(chat.model_copy(update={"train": chat.train.model_copy(update={"seed": 9})}), CPU, False)
-    with pytest.raises(UserError, match="holds something else than the chain made"):
-        look_at(make_chain(plain, "test"))
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    plain = chain_plain(tmp_path)
-    foreign = tmp_path / "chain" / "middle" / "letter.txt"
-    foreign.parent.mkdir(parents=True)
-    foreign.write_text("mine")
-    with pytest.raises(UserError, match="other files"):
-        run(plain)
-    assert foreign.read_text() == "mine"
-    assert not (tmp_path / "chain" / "base").exists()
-
-
-def test_what_is_missing_is_told_before_anything_runs(tmp_path: Path) -> None:
-    plain, trains = chain_plain(tmp_path), Trains()
-    stage_in(plain, "chat")["data"] = [{"path": str(tmp_path / "absent.jsonl")}]
-    with pytest.raises(UserError, match=r"absent\.jsonl"):
-        run(plain, train=trains)
-    assert trains.trained == [] and not (tmp_path / "chain" / "tokenizer").exists()
-    lacking = chain_plain(tmp_path, evaluate={"tasks": [{"task": "spelling"}, {"task": "gsm8k"}]})
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="gsm8k"):
-        patch.setenv("CHATWRIGHT_DATA", str(tmp_path))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        require_tasks(make_chain(lacking, "test"))
-
-
 def test_lineage_tells_recipe_data_and_parent(tmp_path: Path) -> None:
     plain = chain_plain(tmp_path)
     run(plain)
@@ -248,6 +112,36 @@ def test_lineage_tells_recipe_data_and_parent(tmp_path: Path) -> None:
     assert ancestry(str(tmp_path / "chain" / "chat"))[0].bond in (Bond.CHANGED, Bond.MISSING)
     shutil.rmtree(tmp_path / "chain" / "middle")
     assert [each.bond for each in ancestry(str(tmp_path / "chain" / "chat"))] == [Bond.MISSING]
+
+
+def test_lineage_goes_through_adapters(tmp_path: Path) -> None:
+    plain = chain_plain(tmp_path)
+    for name in ("middle", "chat"):
+        stage_in(plain, name)["adapter"] = {"rank": 2, "alpha": 2, "targets": ["all-linear"]}
+    run(plain)
+    found = ancestry(str(tmp_path / "chain" / "chat"))
+    assert [each.stage for each in found] == ["sft", "mid", "pretrain"]
+    assert [each.bond for each in found] == [Bond.INTACT, Bond.INTACT, Bond.NEW]
+    assert [each.parent_hash for each in found[:2]] == [each.weights for each in found[1:]]
+    middle = latest_checkpoint(tmp_path / "chain" / "middle")
+    assert middle is not None
+    config = middle / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 3'))
+    assert ancestry(str(tmp_path / "chain" / "chat"))[0].bond in (Bond.CHANGED, Bond.MISSING)
+
+
+def test_a_reward_model_is_in_no_table_and_nothing_grows_from_it(tmp_path: Path) -> None:
+    plain = chain_plain(tmp_path, evaluate={"tasks": [{"task": "spelling", "limit": 1, "max_new_tokens": 2}]})
+    pairs = [{"prompt": f"Say {n}", "chosen": f"{n}.", "rejected": f"{n + 1}!"} for n in range(6)]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    reward = {"name": "judge", "stage": "reward", "data": [{"path": str(tmp_path / "pairs.jsonl")}]}
+    plain["stages"] = [*plain["stages"][:2], reward, stage_in(plain, "chat")]
+    chain = make_chain(plain, "test")
+    assert [stage.parent for stage in chain.stages] == [None, "tokenizer", "base", "base"]
+    statuses = run(plain)
+    assert statuses is not None
+    table = measure_chain(chain, statuses, CPU)
+    assert table is not None and table.heads == ("task", "measure", "Base", "SFT")
 
 
 def test_the_table_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +193,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) 
     chain, kills = tmp_path / "chain", []
     moments = [
         ("tokenizer/*.json", 1),
-        *((f"{name}/trace.jsonl", random.Random(name).randint(2, 300)) for name in RUNS),
+        *((f"{name}/trace.jsonl", random.Random(name).randint(2, 140)) for name in RUNS),
     ]
     for pattern, lines in [*moments, ("table/*/*/spelling.jsonl", 20)]:
         process = start_command("train", broken, "--resume", **cache)
@@ -319,8 +213,27 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) 
     assert "the table was there already" in run_command("train", chain, **cache)
 
 
-def _has_lines(folder: Path, pattern: str, lines: int) -> bool:
-    return any(path.read_bytes().count(b"\n") >= lines for path in folder.glob(pattern))
+def weights_of(run_folder: Path) -> dict[str, torch.Tensor]:
+    folder = latest_checkpoint(run_folder)
+    assert folder is not None
+    return {name: value for name, value in checkpoint_tensors(folder).items() if name.startswith("model.safetensors")}
+
+
+@pytest.mark.slow
+def test_two_ranks_run_a_chain_together(tmp_path: Path) -> None:
+    wanted = {"tasks": [{"task": "spelling", "limit": 4, "max_new_tokens": 4}]}
+    plain = chain_plain(tmp_path, evaluate=wanted, packing={"packs_per_step": 2})
+    first, second = finish_ranks(start_ranks(2, "train", write_chain(plain, tmp_path / "chain.yaml")))
+    assert "what each stage adds" in first and "what each stage adds" not in second
+    assert set(states(plain).values()) == {State.DONE}
+    run(chain_plain(tmp_path, out=str(tmp_path / "alone"), packing={"packs_per_step": 2}))
+    ours, theirs = (weights_of(tmp_path / name / "chat") for name in ("chain", "alone"))
+    assert farthest(ours, theirs) < 1e-3
+    stage_in(plain, "chat")["max_tokens"] = 63
+    ranks = start_ranks(2, "train", write_chain(plain, tmp_path / "chain.yaml"))
+    printed = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert all("max_tokens: was 64, is 63" in each for each in printed)
 
 
 @pytest.mark.slow

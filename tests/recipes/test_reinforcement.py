@@ -153,6 +153,8 @@ def test_resuming_with_other_samples_is_refused(tiny_model: Path, tmp_path: Path
     other = rl_recipe(tiny_model, tmp_path / "run", rl={"samples": 7, "max_new_tokens": 12, "stop": STOPS})
     with pytest.raises(UserError, match=r"rl\.samples: was 6, is 7"):
         train(other, resume=True)
+    with pytest.raises(UserError, match=r"rl: was \{\"samples\": 6"):
+        train(other.model_copy(update={"rl": None}), resume=True)
 
 
 def test_held_out_loss_and_pass_at_k_are_measured_beside_the_rewards(tiny_model: Path, tmp_path: Path) -> None:

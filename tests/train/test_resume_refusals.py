@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chatwright.checkpoints.manifest import read_manifest, record_files
 from chatwright.checkpoints.store import list_checkpoints
 from chatwright.errors import CheckpointError, UserError
 from chatwright.recipes import resuming
@@ -93,6 +94,21 @@ def test_a_changed_letter_is_refused(begun: Callable[..., RunSettings], rows: Pa
     replace_text(rows, "Yes, a", "Yes; a")
     with pytest.raises(CheckpointError, match="the data or its masks"):
         prepare(begun(), resume=True)
+
+
+def test_another_adapter_than_it_began_with_is_refused(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """The checkpoint has its weights; but a DPO run measures by what it began with."""
+    adapter = {"rank": 2, "alpha": 2, "targets": ["all-linear"]}
+    first = train(recipe(tiny_model, rows, tmp_path / "first", adapter=adapter, train={"max_steps": 2}))
+    settings = recipe(tmp_path / "first", rows, tmp_path / "run", adapter=adapter, train={"epochs": 2})
+    half_a_run(settings)
+    assert prepare(settings, resume=True)[0].start.step == 2
+    folder = first.folder
+    config, manifest = folder / "adapter_config.json", read_manifest(folder)
+    config.write_text(config.read_text() + " ")
+    (folder / "manifest.json").write_text(manifest.model_copy(update={"files": record_files(folder)}).to_json())
+    with pytest.raises(CheckpointError, match="the adapter that it began with"):
+        prepare(settings, resume=True)
 
 
 def test_another_base_model_or_tokenizer_is_refused(

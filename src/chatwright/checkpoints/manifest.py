@@ -37,6 +37,8 @@ class Manifest(BaseModel):
         parent: `manifest_hash` of the checkpoint it grew from. metrics: by name; one of them decides the best.
         base_source: what `resolve_model` takes to find the model that training began with.
         base_hash: `model_hash` of that model's folder; an adapter is refused on any other.
+        start_source, start_hash: where training began with an adapter on that model: what `resolve_model` takes to find
+            it, and the `weights_hash` of both.
         model, adapter: their configurations. template_identity, tokenizer_identity: hashes.
         recipe: the whole recipe. versions: package → version. determinism: see `determinism_tuple`.
         progress: whatever else the loop must remember. created: ISO 8601, UTC.
@@ -54,6 +56,8 @@ class Manifest(BaseModel):
     parent: str | None = None
     base_source: str | None = None
     base_hash: str | None = None
+    start_source: str | None = None
+    start_hash: str | None = None
     model: dict[str, Any] = {}
     adapter: dict[str, Any] | None = None
     template_identity: str | None = None

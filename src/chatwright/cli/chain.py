@@ -9,7 +9,7 @@ from chatwright.console import note, out, table
 from chatwright.errors import ConfigError
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.chain import StageStatus, run_chain
-from chatwright.recipes.chain_settings import Chain, is_chain, load_chain
+from chatwright.recipes.chain_settings import REWARD, Chain, is_chain, load_chain
 from chatwright.recipes.chain_table import ChainTable, measure_chain, require_tasks
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.runtime import Runtime, start_runtime
@@ -55,7 +55,7 @@ def _train(settings: RunSettings, runtime: Runtime, resume: bool) -> TrainResult
     prepared = prepare(settings, runtime, resume).trainer
     result = prepared.train()
     if runtime.is_main and not result.interrupted:
-        report(prepared, result, settings.out)
+        report(prepared, result, settings.out, writes=settings.stage != REWARD)
     return result
 
 
@@ -67,6 +67,6 @@ def _finish(chain: Chain, statuses: Sequence[StageStatus], measured: ChainTable 
         for line in measured.notes:
             note(line)
         note(f"also in {chain.out}/table.md and table.json")
-    last = [status for status in statuses if isinstance(status.stage.settings, RunSettings)]
+    last = [status.folder for status in statuses if status.stage in chain.writers]
     if last:
-        out().print(f"Chat with it:  chatwright chat {last[-1].folder}", soft_wrap=True, markup=False)
+        out().print(f"Chat with it:  chatwright chat {last[-1]}", soft_wrap=True, markup=False)

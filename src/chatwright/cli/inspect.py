@@ -191,8 +191,8 @@ def is_recipe(data: str) -> bool:
     """Whether a recipe is named, by file, run folder or as a shipped one (data sets can be YAML files, too)."""
     if (Path(data) / "recipe.yaml").is_file():
         return True
-    if data in shipped_recipes() or not data.endswith(RECIPE_ENDINGS):
-        return data in shipped_recipes()
+    if not data.endswith(RECIPE_ENDINGS):
+        return data.replace("-", "_") in shipped_recipes() and not Path(data).exists()
     file = Path(data)
     return not file.is_file() or "model:" in file.read_text(encoding="utf-8", errors="replace")
 

@@ -10,8 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from chatwright.checkpoints.imports import resolve_model
-from chatwright.checkpoints.lineage import model_hash, weights_hash
+from chatwright.checkpoints.imports import ResolvedModel, resolve_model
+from chatwright.checkpoints.lineage import weights_hash
 from chatwright.checkpoints.manifest import Manifest, read_manifest
 from chatwright.errors import CheckpointError, ModelError
 
@@ -32,7 +32,7 @@ class Ancestor:
     Args:
         place: the checkpoint. stage, step, tokens: what it is, and how far it came.
         weights: `weights_hash` of the checkpoint. recipe: sha256 of the whole recipe. data: sha256 of its tokens.
-        parent: the name of the model that it began with. parent_hash: `model_hash` of that. bond: what is there now.
+        parent: the name of the model that it began with. parent_hash: `weights_hash` of that. bond: what is there now.
     """
 
     place: str
@@ -80,10 +80,17 @@ def _ancestor(checkpoint: Path, manifest: Manifest, bond: Bond) -> Ancestor:
         weights=weights_hash(resolved.folder, resolved.adapter),
         recipe=plain_hash(manifest.recipe),
         data=manifest.data.get("data"),
-        parent=manifest.base_source or "",
-        parent_hash=manifest.base_hash,
+        parent=manifest.start_source or manifest.base_source or "",
+        parent_hash=manifest.start_hash or manifest.base_hash,
         bond=bond,
     )
+
+
+def start_of(resolved: ResolvedModel) -> tuple[str | None, str | None]:
+    """Of the adapter that a training begins with: what `resolve_model` finds it by, and `weights_hash`; else None."""
+    if resolved.adapter is None:
+        return None, None
+    return str(resolved.checkpoint or resolved.adapter), weights_hash(resolved.folder, resolved.adapter)
 
 
 def plain_hash(plain: Mapping[str, Any]) -> str:
@@ -96,8 +103,8 @@ def _bond(manifest: Manifest) -> tuple[Bond, Path | None]:
     if manifest.recipe.get("new_model"):
         return Bond.NEW, None
     try:
-        resolved = resolve_model(manifest.base_source or "")
-        same = model_hash(resolved.folder) == manifest.base_hash
+        resolved = resolve_model(manifest.start_source or manifest.base_source or "")
+        same = weights_hash(resolved.folder, resolved.adapter) == (manifest.start_hash or manifest.base_hash)
     except (ModelError, CheckpointError):
         return Bond.MISSING, None
     return (Bond.INTACT, resolved.checkpoint) if same else (Bond.CHANGED, None)

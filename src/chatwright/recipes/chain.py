@@ -12,11 +12,12 @@ from pathlib import Path
 
 import yaml
 
-from chatwright.console import duration, note
-from chatwright.errors import UserError
+from chatwright.console import duration, note, warn
+from chatwright.errors import ConfigError, UserError
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.build import build_trainer
 from chatwright.recipes.chain_record import (
+    RECORD_NAME,
     StageRecord,
     State,
     another_parent,
@@ -30,8 +31,9 @@ from chatwright.recipes.chain_record import (
 from chatwright.recipes.chain_settings import BEST, Chain, ChainStage
 from chatwright.recipes.data import build_data
 from chatwright.recipes.model import build_model
+from chatwright.recipes.new_model import new_config
 from chatwright.recipes.run_settings import CHAIN_NAME, RECIPE_NAME, RunSettings
-from chatwright.recipes.tokenizer_recipe import TokenizerRecipe, make_tokenizer
+from chatwright.recipes.tokenizer_recipe import TokenizerRecipe, TrainedTokenizer, make_tokenizer
 from chatwright.run_folder import RunFolder, write_whole
 from chatwright.runtime import Runtime
 from chatwright.train.trainer import TrainResult
@@ -67,14 +69,13 @@ def look_at(chain: Chain) -> list[StageStatus]:
             named.
     """
     records = read_records(chain.out)
-    others = read_records(chain.reuse) if chain.reuse else {}
     found: dict[str, StageStatus] = {}
     problems: list[str] = []
     for stage in chain.stages:
-        parent = found[stage.parent].result if stage.parent is not None else None
-        record = records.get(stage.name)
-        if record is None or not holds_results(stage.kind, Path(record.folder)):
-            found[stage.name] = _to_do(stage, others.get(stage.name), parent)
+        parent = _parent_hash(stage, found)
+        record = _found_again(stage, records.get(stage.name), stage.folder)
+        if record is None:
+            found[stage.name] = _to_do(chain, stage, parent)
             continue
         told = _told_apart(stage, record, parent)
         problems += [f"{stage.name}: {each}" for each in told]
@@ -85,19 +86,63 @@ def look_at(chain: Chain) -> list[StageStatus]:
     return list(found.values())
 
 
-def _to_do(stage: ChainStage, other: StageRecord | None, parent: str | None) -> StageStatus:
+def _parent_hash(stage: ChainStage, statuses: Mapping[str, StageStatus]) -> str | None:
+    """The hash of what a stage begins with; None where it grows from no other, or that one isn't finished."""
+    if stage.parent is None:
+        return None
+    parent = statuses[stage.parent]
+    if stage.from_best and parent.state is State.DONE:
+        return result_of(parent.stage.kind, parent.folder, best=True)
+    return parent.result
+
+
+def _found_again(stage: ChainStage, record: StageRecord | None, own: Path) -> StageRecord | None:
+    """A record whose results are there, in the folder where they are now; None where there are none.
+
+    Args:
+        own: the stage's place in the chain's folder, which goes before the one that is written down: a chain may have
+            been moved since, or be named from another working folder.
+    """
+    places = [] if record is None else [own, Path(record.folder)]
+    place = next((each for each in places if holds_results(stage.kind, each)), None)
+    return None if record is None or place is None else record.model_copy(update={"folder": str(place)})
+
+
+def _to_do(chain: Chain, stage: ChainStage, parent: str | None) -> StageStatus:
     """A stage that this folder doesn't have: taken from the other chain, if it's there and the same; else to be made.
 
     Raises:
-        UserError: its folder is taken, or its data or model can't be found: told now, not hours later.
+        UserError: there is no such other chain, its folder is taken, or its data or model can't be found: told now, not
+            hours later.
     """
-    there = other is not None and other.result is not None and holds_results(stage.kind, Path(other.folder))
-    known = stage.parent is None or parent is not None
-    if other is not None and there and known and not _told_apart(stage, other, parent):
-        return StageStatus(stage, State.DONE, Path(other.folder), other)
+    if chain.reuse is not None:
+        if not (chain.reuse / RECORD_NAME).is_file():
+            hint = "name the folder of a chain that has run, or leave reuse out"
+            raise UserError(f"reuse: there is no {RECORD_NAME}, so it is no chain", place=str(chain.reuse), hint=hint)
+        there = chain.reuse.absolute()
+        other = _found_again(stage, read_records(there).get(stage.name), there / stage.name)
+        known = stage.parent is None or parent is not None
+        if other is not None and other.result is not None and known and not _told_apart(stage, other, parent):
+            return StageStatus(stage, State.DONE, Path(other.folder), other)
     RunFolder(stage.folder).require_free()
     begun(stage, stage.folder, None)
+    _require_shapes(chain, stage)
     return StageStatus(stage, State.NEW, stage.folder)
+
+
+def _require_shapes(chain: Chain, stage: ChainStage) -> None:
+    """Make a new model's shapes for the tokenizer that is yet to be trained.
+
+    Raises:
+        ConfigError: its preset or an option is unknown or impossible, or its vocabulary too small.
+    """
+    new = stage.settings.new_model if isinstance(stage.settings, RunSettings) else None
+    before = chain[stage.parent].settings if stage.parent is not None else None
+    if new is not None and isinstance(before, TokenizerRecipe):
+        try:
+            new_config(new, before.tokenizer.vocab_size)
+        except ConfigError as error:
+            raise ConfigError([f"{stage.name}.{problem}" for problem in error.problems], source=chain.source) from None
 
 
 def _told_apart(stage: ChainStage, record: StageRecord, parent: str | None) -> list[str]:
@@ -155,8 +200,7 @@ def run_chain(
     assert found is not None
     statuses = {status.stage.name: status for status in found}
     _require_resume([statuses[name] for name in wanted], resume)
-    if runtime.is_main:
-        _begin_folder(chain)
+    crew.together(lambda: _begin_folder(chain) if runtime.is_main else None)
     for place, name in enumerate(wanted, 1):
         head = f"stage {place} of {len(wanted)}: {name}"
         status = statuses[name]
@@ -189,7 +233,7 @@ def _require_same_parent(chain: Chain, status: StageStatus, statuses: Mapping[st
         UserError: it has.
     """
     stage, record = status.stage, status.record
-    if record is not None and stage.parent is not None and statuses[stage.parent].result != record.parent:
+    if record is not None and stage.parent is not None and _parent_hash(stage, statuses) != record.parent:
         raise _changed(chain, [f"{stage.name}: {another_parent(stage.parent)}"])
 
 
@@ -212,14 +256,15 @@ def _run_stage(
     stage, crew = status.stage, Crew.of(runtime)
     parent = statuses[stage.parent] if stage.parent is not None else None
     record = runtime.broadcast_object(
-        crew.together(lambda: _begun_now(chain, status, parent) if runtime.is_main else None)
+        crew.together(lambda: _begun_now(chain, status, statuses) if runtime.is_main else None)
     )
     assert record is not None
     began = time.monotonic()
     step, tokens, stopped = 0, 0, False
     if isinstance(stage.settings, TokenizerRecipe):
         recipe = stage.settings
-        crew.together(lambda: make_tokenizer(recipe) if runtime.is_main else None)
+        if status.state is not State.HALF:  # else it is there, whole: its folder was renamed into place
+            _tell(crew.together(lambda: make_tokenizer(recipe) if runtime.is_main else None))
     else:
         settings = placed(stage.settings, parent.folder if parent is not None else None)
         result = train(settings, runtime, status.state is State.HALF)
@@ -235,13 +280,25 @@ def _run_stage(
     return None if stopped else StageStatus(stage, State.DONE, status.folder, made)
 
 
-def _begun_now(chain: Chain, status: StageStatus, parent: StageStatus | None) -> StageRecord:
+def _tell(made: TrainedTokenizer | None) -> None:
+    """What came of a tokenizer, on the rank that made it."""
+    if made is None:
+        return
+    for each in made.notes:
+        warn(each)
+    note(f"{made.vocab_size:,} tokens, trained on {made.texts:,} texts of {made.characters:,} characters")
+    for row in made.compression:
+        ratios = f"{row.bytes_per_token:.3f} bytes a token, {row.bits_per_byte:.3f} bits a byte"
+        note(f"{row.tokenizer}, on {row.text}: {ratios}")
+
+
+def _begun_now(chain: Chain, status: StageStatus, statuses: Mapping[str, StageStatus]) -> StageRecord:
     """The stage's record, remembered before it runs.
 
     Raises:
         UserError: it was begun from a parent that has been made anew since.
     """
-    now = begun(status.stage, status.folder, parent.result if parent is not None else None)
+    now = begun(status.stage, status.folder, _parent_hash(status.stage, statuses))
     if status.record is not None:
         told = changes(status.record, now, status.stage.parent)
         if told:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.checkpoints.lineage import weights_hash
-from chatwright.checkpoints.store import latest_checkpoint
+from chatwright.checkpoints.store import best_checkpoint, latest_checkpoint
 from chatwright.conversations.data_settings import DataSettings
 from chatwright.errors import CheckpointError
 from chatwright.recipes.chain_settings import TOKENIZER, ChainStage
 from chatwright.recipes.new_model import tokenizer_folder
 from chatwright.recipes.rendering import fingerprints
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.setting_changes import flat_settings, setting_changes
 from chatwright.run_folder import RunFolder, write_whole
 from chatwright.templates.tokenizer import TextTokenizer
 
@@ -38,7 +39,8 @@ class StageRecord(BaseModel):
     Args:
         recipe: the settings that decide what comes of it, by dotted name.
         data: sha256 of its sources, None where they can't be hashed without reading them all. parent: `result` of the
-            stage it grew from, or the hash of the model (or tokenizer) that the recipe names.
+            stage it grew from (of its best checkpoint for `from: NAME:best`), or the hash of the model (or tokenizer)
+            that the recipe names.
         folder: where its results are.
         result: `weights_hash` of its last checkpoint, a tokenizer's identity; None until it is finished.
         step, tokens: trained. seconds: of the sessions that ended in order.
@@ -98,7 +100,7 @@ def begun(stage: ChainStage, folder: Path, parent: str | None) -> StageRecord:
     """The record of a stage that is about to begin.
 
     Args:
-        parent: the result of the stage it grows from; None where it has none.
+        parent: the hash of what the stage before it gave; None where it grows from none.
 
     Raises:
         UserError: its data or model can't be found.
@@ -143,15 +145,7 @@ def decisive_settings(stage: ChainStage) -> dict[str, Any]:
         train.pop(name, None)
     if train and not train.get("early_stopping_patience"):
         plain.pop("eval", None)
-    return dict(_flat(plain))
-
-
-def _flat(plain: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in plain.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
+    return dict(flat_settings(plain))
 
 
 def changes(record: StageRecord, now: StageRecord, parent: str | None) -> list[str]:
@@ -160,17 +154,9 @@ def changes(record: StageRecord, now: StageRecord, parent: str | None) -> list[s
     Args:
         parent: its parent stage's name.
     """
-    found = []
-    if record.stage != now.stage:
-        found.append(f"stage: was {record.stage}, is {now.stage}")
-    # a setting that the program's version didn't have yet is no change
-    names = [name for name in now.recipe if name in record.recipe]
-    found += [
-        f"{name}: was {_short(record.recipe[name])}, is {_short(now.recipe[name])}"
-        for name in names
-        if record.recipe[name] != now.recipe[name]
-    ]
-    if record.data != now.data and not any(change.startswith(("data", "heldout")) for change in found):
+    found = setting_changes(record.recipe, now.recipe, open_rooms=("new_model",))
+    known = record.data is not None and now.data is not None  # else the hub is, or was, out of reach
+    if known and record.data != now.data and not any(change.startswith(("data", "heldout")) for change in found):
         found.append("its data: the files hold something else")
     if record.parent != now.parent:
         found.append(another_parent(parent))
@@ -180,11 +166,6 @@ def changes(record: StageRecord, now: StageRecord, parent: str | None) -> list[s
 def another_parent(name: str | None) -> str:
     """That a stage's parent isn't the one it grew from, in words; None for a model that the recipe names."""
     return f"its parent: {name or 'the model that the recipe names'} is another than it grew from"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 # What came of it
@@ -203,11 +184,15 @@ def holds_results(kind: str, folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() if kind == TOKENIZER else RunFolder(folder).holds_run()
 
 
-def result_of(kind: str, folder: Path) -> str | None:
-    """The hash of what a stage's folder holds now; None where there is nothing whole."""
+def result_of(kind: str, folder: Path, *, best: bool = False) -> str | None:
+    """The hash of what a stage's folder holds now; None where there is nothing whole.
+
+    Args:
+        best: of its best checkpoint, and not of its last.
+    """
     if kind == TOKENIZER:
         return TextTokenizer.load(folder).identity if (folder / "tokenizer.json").is_file() else None
-    checkpoint = latest_checkpoint(folder) if folder.is_dir() else None
+    checkpoint = (best_checkpoint if best else latest_checkpoint)(folder) if folder.is_dir() else None
     if checkpoint is None:
         return None
     resolved: ResolvedModel = resolve_model(checkpoint)

@@ -25,6 +25,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from chatwright.errors import ConfigError
 from chatwright.recipes.evaluation_settings import EvaluationTask
+from chatwright.recipes.pair_settings import PAIR_STAGES
 from chatwright.recipes.run_settings import RunSettings, find_recipe
 from chatwright.recipes.stages import STAGES
 from chatwright.recipes.tokenizer_recipe import TokenizerRecipe
@@ -34,7 +35,9 @@ TOKENIZER = "tokenizer"
 """The stage that trains no model."""
 PREVIOUS = "previous"
 BEST = ":best"
-TITLES = {"pretrain": "Base", "mid": "Mid", "sft": "SFT", "dpo": "DPO", "rl": "RL", "reward": "Reward"}
+REWARD = "reward"
+"""The stage whose model writes no replies: it is in no table, and only another reward model grows from it."""
+TITLES = {"pretrain": "Base", "mid": "Mid", "sft": "SFT", "dpo": "DPO", "rl": "RL"}
 """What the table calls the stages, by their kind."""
 _OWN = ("stages", "evaluate", "out", "reuse")
 """Keys of the chain itself; every other one beside them is shared by the stages."""
@@ -46,7 +49,7 @@ class ChainEvaluation(Settings):
 
     Args:
         tasks: as in `eval.tasks`.
-        stages: the columns, by name; every stage that trains a model where not given.
+        stages: the columns, by name; every stage whose model writes replies where not given.
         seed: of the problems' order and of what is drawn.
         batch_rows: conversations answered at once, as far as memory allows.
     """
@@ -88,6 +91,12 @@ class ChainStage:
         """Where its results are."""
         return Path(self.settings.out)
 
+    @property
+    def from_best(self) -> bool:
+        """Whether it grows from its parent's best checkpoint, and not from the last."""
+        settings = self.settings
+        return self.parent is not None and isinstance(settings, RunSettings) and str(settings.model).endswith(BEST)
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -114,6 +123,11 @@ class Chain:
     def runs(self) -> tuple[ChainStage, ...]:
         """The stages that train a model."""
         return tuple(stage for stage in self.stages if isinstance(stage.settings, RunSettings))
+
+    @property
+    def writers(self) -> tuple[ChainStage, ...]:
+        """The stages whose models write replies."""
+        return tuple(stage for stage in self.runs if stage.kind != REWARD)
 
     def behind(self, name: str) -> list[str]:
         """The stages that grow from this one, directly or not, in order."""
@@ -183,7 +197,7 @@ def make_chain(plain: Mapping[str, Any], source: str) -> Chain:
         try:
             made.append(_stage(each, shared, out, kinds))
         except ConfigError as error:
-            problems += [f"{each['name']}.{problem}" for problem in error.problems]
+            problems += [_in_words(str(each["name"]), problem) for problem in error.problems]
     table = None
     if plain.get("evaluate") is not None:
         try:
@@ -250,18 +264,20 @@ def _parent(plain: Mapping[str, Any], own: Mapping[str, Any], kinds: Mapping[str
             what = "new_model.tokenizer" if makes_new else "model"
             raise ConfigError([f"from: {wanted} and {what} say two things; remove one"])
         return None
-    usable = [each for each in before if (kinds[each] == TOKENIZER) == makes_new]
-    if wanted in (None, PREVIOUS):
+    unfit = {TOKENIZER} if own.get("stage") == REWARD else {TOKENIZER, REWARD}
+    usable = [each for each in before if (kinds[each] == TOKENIZER if makes_new else kinds[each] not in unfit)]
+    wanted = str(PREVIOUS if wanted is None else wanted).removesuffix(BEST)
+    if wanted == PREVIOUS:
         if usable:
             return usable[-1]
         lacks = "new_model.tokenizer: FOLDER" if makes_new else "model: NAME, or new_model: {preset: …}"
         kind = "tokenizer stage" if makes_new else "trained model"
         raise ConfigError([f"from: no {kind} stands before this stage; begin with {lacks}"])
-    wanted = str(wanted).removesuffix(BEST)
     if wanted in usable:
         return wanted
     if wanted in before:
-        need = "a new model begins with a tokenizer stage" if makes_new else "a tokenizer is no model to go on from"
+        need = "a tokenizer" if kinds[wanted] == TOKENIZER else "a reward model, which writes no replies,"
+        need = "a new model begins with a tokenizer stage" if makes_new else f"{need} is no model to go on from"
         raise ConfigError([f"from: {wanted}: {need}"])
     if wanted == name:
         raise ConfigError([f"from: {wanted}: a stage can't grow from itself"])
@@ -313,7 +329,18 @@ def _problems_of_names(stages: Sequence[Any]) -> Iterator[str]:
         seen.append(str(name))
 
 
+def _in_words(stage: str, problem: str) -> str:
+    """A stage's problem with its name; `rl.samples` for `rl.rl.samples` is an easy slip."""
+    key, _, rest = problem.partition(": unknown setting")
+    if rest and "." not in key and stage in {**RunSettings.model_fields, **TokenizerRecipe.model_fields}:
+        return f"{stage}.{key}: unknown setting; did you mean {stage}.{stage}.{key}?"
+    return f"{stage}.{problem}"
+
+
 def _problems_of_shared(plain: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("out", "reuse"):
+        if key in plain and not (isinstance(plain[key], str) and plain[key]) and (key, plain[key]) != ("reuse", None):
+            yield f"{key}: must be the name of a folder (found {plain[key]!r})"
     known = {*RunSettings.model_fields, *_OWN} - {"model", "new_model", "stage"}
     for key in plain:
         if key in ("model", "new_model", "stage", "name", "from"):
@@ -328,15 +355,26 @@ def _problems_of_place(stages: Sequence[ChainStage]) -> Iterator[str]:
     for field in ("device", "threads"):
         if len({getattr(stage.settings.train, field) for stage in runs}) > 1:  # type: ignore[union-attr]
             yield f"train.{field}: must be the same in all stages; set it beside stages"
+    for stage in stages:
+        if not stage.settings.data:
+            yield f"{stage.name}.data: there is nothing to train on; name files, folders or tasks"
+        parent = next((each.settings for each in runs if each.name == stage.parent), None)
+        if stage.from_best and isinstance(parent, RunSettings):
+            pairs = parent.stage in PAIR_STAGES
+            if parent.eval.chosen_best(has_heldout=parent.has_heldout, pairs=pairs) is None:
+                yield (
+                    f"{stage.name}.from: {stage.parent} measures nothing that tells its best checkpoint; give it "
+                    f"heldout data or eval.tasks, or write from: {stage.parent}"
+                )
 
 
 def _problems_of_table(table: ChainEvaluation | None, stages: Sequence[ChainStage]) -> Iterator[str]:
-    runs = [stage.name for stage in stages if stage.kind != TOKENIZER]
+    writers = [stage.name for stage in stages if stage.kind not in (TOKENIZER, REWARD)]
     for name in table.stages or () if table else ():
-        if name not in runs:
-            yield f"evaluate.stages: no stage {name!r} trains a model here; {_nearest(name, runs)}"
-    if table is not None and not runs:
-        yield "evaluate: no stage trains a model"
+        if name not in writers:
+            yield f"evaluate.stages: no stage {name!r} trains a model that writes replies; {_nearest(name, writers)}"
+    if table is not None and not writers:
+        yield "evaluate: no stage trains a model that writes replies"
 
 
 def _in_stages(override: str, names: Sequence[str]) -> str:

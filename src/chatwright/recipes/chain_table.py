@@ -79,7 +79,7 @@ def measure_chain(chain: Chain, statuses: Sequence[StageStatus], runtime: Runtim
 
 
 def _columns(chain: Chain, wanted: ChainEvaluation, statuses: Sequence[StageStatus]) -> list[StageStatus]:
-    names = wanted.stages or tuple(stage.name for stage in chain.runs)
+    names = wanted.stages or tuple(stage.name for stage in chain.writers)
     return [status for status in statuses if status.stage.name in names]
 
 

@@ -15,7 +15,9 @@ from chatwright.console import note
 from chatwright.errors import CheckpointError
 from chatwright.models.weights import weight_files
 from chatwright.optim.master_optimizer import MasterOptimizer
+from chatwright.recipes.ancestry import start_of
 from chatwright.recipes.run_settings import RunSettings
+from chatwright.recipes.setting_changes import null_changes
 from chatwright.recipes.streaming import TrainingData
 from chatwright.runtime import Runtime, determinism_tuple
 from chatwright.train.trainer import Progress
@@ -75,6 +77,7 @@ def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, da
         for name in decisive
         if name in before and before[name] != decisive[name]
     ]
+    found += null_changes(before, decisive)
     identities = {
         "the tokenizer": (manifest.tokenizer_identity, text.tokenizer.identity),
         "the template": (manifest.template_identity, text.template.identity),
@@ -83,6 +86,8 @@ def _changes(state: TrainingState, manifest: Manifest, settings: RunSettings, da
         "the held-out data": (state.counters["heldout"], now["heldout"]),
     }
     found += [name for name, (then, is_now) in identities.items() if then != is_now]
+    if manifest.start_hash is not None and manifest.start_hash != start_of(text.resolved)[1]:
+        found.append("the adapter that it began with")
     if not found and state.counters["plan"] != now["plan"]:
         found.append("the order of the data: how it is packed, or for how long")
     return found
@@ -97,6 +102,8 @@ def _decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     decisive["an adapter"] = bool(recipe["adapter"])
     for room in ("optimizer", "schedule", "packing", "mixture", "adapter", "streaming", "dpo", "reward", "rl", "moe"):
         decisive |= {f"{room}.{name}": value for name, value in (recipe.get(room) or {}).items()}
+        if room in recipe and recipe[room] is None and room != "adapter":
+            decisive[room] = None
     if recipe.get("streaming") and "contamination" in recipe:  # a planned run's tokens tell themselves
         chosen = recipe["contamination"]
         decisive["contamination"] = chosen if chosen and chosen["on_hit"] == "drop" else None

@@ -29,6 +29,7 @@ from chatwright.models.reward_model import RewardModel, reward_config
 from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import read_config, save_weights
 from chatwright.optim.master_optimizer import MasterOptimizer
+from chatwright.recipes.ancestry import start_of
 from chatwright.recipes.model import ModelSetup
 from chatwright.recipes.planning import contamination_marks
 from chatwright.recipes.resuming import ADAPTER_MASTERS
@@ -63,6 +64,7 @@ class CheckpointWriter:
         self.contamination = self._contamination() if runtime.is_main else {}
         base = data.text.resolved
         self.base_hash = model_hash(base.folder, new=base.new) if runtime.is_main else None
+        self.start = start_of(base) if runtime.is_main else (None, None)
 
     def _contamination(self) -> dict[str, int]:
         """The marks of this run's rows, and of those that the model was trained on before."""
@@ -158,6 +160,8 @@ class CheckpointWriter:
             parent=self.parent,
             base_source=text.resolved.source,
             base_hash=self.base_hash,
+            start_source=self.start[0],
+            start_hash=self.start[1],
             model=self._config(),
             adapter=settings.adapter.model_dump(mode="json") if settings.adapter else None,
             template_identity=text.template.identity,

@@ -119,7 +119,8 @@ def heldout_set(name: str, crew: Crew | None = None) -> HeldoutSet:
 
 
 def _is_recipe(name: str) -> bool:
-    return (Path(name) / "recipe.yaml").is_file() or name in shipped_recipes() or name.endswith((".yaml", ".yml"))
+    shipped = name.replace("-", "_") in shipped_recipes()
+    return (Path(name) / "recipe.yaml").is_file() or shipped or name.endswith((".yaml", ".yml"))
 
 
 def _held_out(name: str, settings: RunSettings, crew: Crew) -> HeldoutSet:
