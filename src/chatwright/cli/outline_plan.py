@@ -53,12 +53,8 @@ def _with_time(figures: OutlinePlan, hardware: Hardware | None) -> dict[str, obj
 
 
 def _rows(figures: OutlinePlan, hardware: Hardware | None) -> list[tuple[str, str]]:
-    known = figures.steps is not None and figures.tokens is not None
-    rows = [
-        ("steps", f"{figures.steps:,}" if known else "decided by the data"),
-        ("tokens a step", f"{figures.tokens_per_step:,}"),
-        ("tokens trained", f"{figures.tokens:,}" if known else "decided by the data"),
-    ]
+    counts = {"steps": figures.steps, "tokens a step": figures.tokens_per_step, "tokens trained": figures.tokens}
+    rows = [(name, f"{count:,}" if count is not None else "not known yet") for name, count in counts.items()]
     return rows + model_rows(figures, hardware)
 
 

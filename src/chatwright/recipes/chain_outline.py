@@ -54,8 +54,8 @@ def _config(
     if new is not None:
         before = chain[parent].settings if parent is not None else None
         tokens = before.tokenizer.vocab_size if isinstance(before, TokenizerRecipe) else None
-        if rows := new.vocab_size or tokens:
-            return new_config(new, rows)
+        if least := tokens or new.vocab_size:
+            return new_config(new, least)
     elif parent is not None:
         return configs[parent]
     raw = read_config(prepare_text(settings).resolved.folder)

@@ -46,7 +46,8 @@ def model_figures(settings: RunSettings, text: TextSetup, most_tokens: int) -> M
     config = _decoder_config(text)
     if config is None:
         return ModelFigures(None)
-    return figures_of(settings, config, _trainable(settings, config, text), most_tokens)
+    rows = len(set(text.template.trained_token_ids) - text.learned_ids) if settings.adapter is not None else 0
+    return figures_of(settings, config, trained_parameters(settings, config, rows), most_tokens)
 
 
 def figures_of(settings: RunSettings, config: DecoderConfig, trainable: int, most_tokens: int) -> ModelFigures:
@@ -74,16 +75,19 @@ def _decoder_config(text: TextSetup) -> DecoderConfig | None:
     return model.config
 
 
-def _trainable(settings: RunSettings, config: DecoderConfig, text: TextSetup) -> int:
-    """Trained parameters, counted on a model without memory (torch's meta device)."""
+def trained_parameters(settings: RunSettings, config: DecoderConfig, token_rows: int = 0) -> int:
+    """Trained parameters, counted on a model without memory (torch's meta device).
+
+    Args:
+        token_rows: rows of the vocabulary that are trained beside an adapter.
+    """
     if settings.adapter is None:
         return num_parameters(config)
     with torch.device("meta"):
         model = CausalLM(config)
         attach_lora(model, settings.adapter, seed=0)
-    rows = len(set(text.template.trained_token_ids) - text.learned_ids)
     ends = 1 if config.tied else 2
-    return sum(p.numel() for p in model.parameters() if p.requires_grad) + rows * config.hidden_size * ends
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) + token_rows * config.hidden_size * ends
 
 
 def _weight_bytes(settings: RunSettings, config: DecoderConfig, width: int) -> int:
