@@ -83,13 +83,18 @@ def test_which_layers_have_experts() -> None:
         ({"num_experts_per_tok": 6}, ["6 of 5", "num_experts_per_tok"]),
         ({"decoder_sparse_step": 0}, ["decoder_sparse_step"]),
         ({"model_type": "minimind", "use_moe": True, "num_experts": 4}, ["num_experts", "qwen3_moe"]),
-        ({"model_type": "minimind", "use_moe": False}, ["minimind", "llama"]),
+        ({"model_type": "minimind", "use_moe": False}, ["this MiniMind has no experts", '"qwen3"']),
     ],
 )
 def test_impossible_experts_are_refused(change: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ModelError) as caught:
         config_from_hf({**MOE_VARIANTS["qwen3_moe"], **change})
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_minimind_of_2025_without_experts_is_told_to_be_a_llama() -> None:
+    with pytest.raises(ModelError, match=r"no experts(.|\n)*llama"):
+        config_from_hf({**MOE_VARIANTS["minimind_moe"], "use_moe": False})
 
 
 def test_qwen3_30b_a3b_has_its_published_sizes() -> None:

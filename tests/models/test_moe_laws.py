@@ -97,6 +97,13 @@ def test_replies_of_a_batch_are_those_of_one_row() -> None:
     assert together == alone
 
 
+def test_no_token_gives_no_state() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    with torch.no_grad():
+        hidden, _ = tiny("qwen3_moe")(nothing, nothing, SegmentLayout.from_lengths([]))
+    assert hidden.shape == (0, 48)
+
+
 def test_sums_say_which_experts_each_segment_chose() -> None:
     model = tiny("qwen3_moe-every-second")
     ids, positions, layout = packed(LENGTHS)

@@ -93,7 +93,8 @@ class _Combined(torch.autograd.Function):
 
 def _sum_of_choices(rows: torch.Tensor, place: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """`[N, D]` in expert order → `[T, D]`: each token's k rows added up, first choice first."""
-    return rows[place].view(num_tokens, -1, rows.shape[1]).sum(1)
+    choices = len(place) // max(1, num_tokens)
+    return rows[place].view(num_tokens, choices, rows.shape[1]).sum(1)
 
 
 def segment_sums(x: torch.Tensor, layout: SegmentLayout) -> torch.Tensor:

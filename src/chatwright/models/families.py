@@ -241,7 +241,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
             an unknown activation or an unknown kind of rotary embedding.
     """
     kind = raw.get("model_type")
-    if kind == "minimind" and raw.get("use_moe"):  # its own name on disk, read by its own code
+    if kind == "minimind":  # its own name on disk, read by its own code; without experts it's refused by what it is
         kind = "minimind_moe"
     if kind == "gemma3":
         outer = {key: raw[key] for key in ("tie_word_embeddings", "eos_token_id") if key in raw}

@@ -109,7 +109,8 @@ class MoeFeedForward(nn.Module):
             return self.through_all_at_once(rows, counts)
         parts = rows.split(counts.tolist())
         if not torch.is_grad_enabled():
-            return torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
+            used = [expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)]
+            return torch.cat(used) if used else rows
         # With a gradient all take part: one without a token gets a gradient of zero, not none.
         return torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
 

@@ -108,10 +108,10 @@ def write_mixtral(config: DecoderConfig) -> dict[str, Any]:
 
 def read_minimind(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Routed and shared experts of one size in every layer; the auxiliary loss a sequence unless `seq_aux` is off."""
-    if not raw.get("use_moe", True):
-        raise ModelError(
-            "this MiniMind has no experts", place="config.json", hint='write it as a Llama ("model_type": "llama")'
-        )
+    if not raw.get("use_moe"):
+        known = "qwen3" if "num_experts" in raw else "llama"  # of 2026, with norms over q and k, or of 2025
+        hint = f'it is one of "model_type": "{known}" in all but name: write that, or give its .pth file'
+        raise ModelError("this MiniMind has no experts", place="config.json", hint=hint)
     if raw["scoring_func"] != "softmax" or "num_experts" in raw:
         found = "num_experts" if "num_experts" in raw else f"scoring_func {raw['scoring_func']!r}"
         raise ModelError(
