@@ -98,5 +98,6 @@ def test_copying_wants_the_text_and_nothing_else() -> None:
     row = task.conversations("test", 30)[3]
     asked, text = row.messages[0].text, row.extra["answer"]
     assert text in asked and row.messages[1].text == text
-    for reply, right in ((text, True), (f' "{text}" ', True), (f"{text}!", False), (f"I say {text}", False), ("", False)):
+    replies = {text: True, f' "{text}" ': True, f"{text}!": False, f"I say {text}": False, "": False}
+    for reply, right in replies.items():
         assert task.grade(row, Message.of("assistant", reply)) is right
