@@ -16,7 +16,7 @@ from torch import nn
 from chatwright.errors import ConfigError
 from chatwright.optim.master_optimizer import MasterOptimizer
 from chatwright.optim.muon import COEFFICIENTS, orthogonalize
-from chatwright.optim.param_groups import build_groups
+from chatwright.optim.param_groups import build_groups, rates_in_words
 from chatwright.optim.settings import PRESETS, MuonSettings, OptimizerSettings, Rule
 from chatwright.runtime import Runtime
 from chatwright.settings import build
@@ -201,6 +201,13 @@ def test_nanochats_rates() -> None:
     assert chosen.muon is not None
     ramp = [chosen.muon.momentum_after(step) for step in (0, 150, 300, 5000)]
     assert ramp == pytest.approx([0.85, 0.9, 0.95, 0.95])
+
+
+def test_rates_are_told_by_whom_they_are_for() -> None:
+    groups = build_groups(SmallDecoder().named_parameters(), OptimizerSettings(name="muon", learning_rate=2e-5))
+    told = rates_in_words(groups)
+    assert "adamw 2e-05 for model.embed_tokens.weight and" in told
+    assert told.endswith("muon 0.02 for model.layers.0.q_proj.weight and 9 more")
 
 
 def test_what_the_recipe_writes_wins_over_the_preset() -> None:

@@ -9,6 +9,7 @@ from chatwright.cli.plan_parts import short_name, sparkline
 from chatwright.cli.stream_plan import print_stream_in_short
 from chatwright.console import duration, note, out, table, warn
 from chatwright.models.config import DecoderConfig, active_parameters
+from chatwright.optim.param_groups import MUON, rates_in_words
 from chatwright.preparation.crew import Crew
 from chatwright.recipes.build import RunTrainer, build_trainer
 from chatwright.recipes.data import build_data
@@ -67,6 +68,8 @@ def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
         config = getattr(model.model, "config", None)
         if isinstance(config, DecoderConfig) and config.moe is not None:
             note(f"experts: a token goes through {active_parameters(config):,} of the parameters")
+        if len(groups := prepared.trainer.optimizer.groups) > 1 and settings.optimizer.name == MUON:
+            note(f"learning rates, before the schedule: {rates_in_words(groups)}")
         if model.adapted:
             note(f"adapter on {len(model.adapted)} layers: {_short(model.adapted)}")
         if model.fresh_rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -78,6 +78,15 @@ def build_groups(
         ParamGroup(tuple(names), tuple(trainable[name] for name in names), learning_rate, weight_decay, optimizer)
         for (optimizer, learning_rate, weight_decay), names in sorted(members.items(), key=lambda item: item[0][0])
     ]
+
+
+def rates_in_words(groups: Sequence[ParamGroup]) -> str:
+    """Which parameters get which learning rate, before the schedule, in one line."""
+    parts = []
+    for group in groups:
+        more = f" and {len(group.names) - 1} more" if len(group.names) > 1 else ""
+        parts.append(f"{group.optimizer} {group.learning_rate:.3g} for {group.names[0]}{more}")
+    return "; ".join(parts)
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:

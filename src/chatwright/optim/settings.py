@@ -39,6 +39,7 @@ class MuonSettings(Settings):
 
     Args:
         learning_rate: of the matrices that Muon updates, before the schedule; times √(rows / columns) for tall ones.
+            The default is for pre-training; to tune a trained model nanochat takes a fiftieth (`rate_factor`).
         momentum: share of the average that stays at each step.
         momentum_start: where it begins. momentum_warmup_steps: steps of its linear rise to `momentum`; 0 = none.
         nesterov: look one step ahead along the average.
