@@ -80,6 +80,10 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         lambda p: stage_in(p, "chat").update({"from": "previous:best"}),
         "chat.from: middle measures nothing that tells its best checkpoint",
     ),
+    "a whole model from an adapter": (
+        lambda p: stage_in(p, "middle").update(adapter={"rank": 4, "alpha": 2}),
+        "chat.adapter: middle gives an adapter of rank 4 and scale 0.5; write the same here",
+    ),
     "model and from": (lambda p: stage_in(p, "chat").update({"from": "base", "model": "x"}), "say two things"),
     "first without parent": (lambda p: p.update(stages=[stage_in(p, "chat")]), "chat.from: no trained model"),
     "new without tokenizer": (lambda p: p.update(stages=[stage_in(p, "base")]), "base.from: no tokenizer stage"),

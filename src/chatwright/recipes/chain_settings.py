@@ -359,6 +359,11 @@ def _problems_of_place(stages: Sequence[ChainStage]) -> Iterator[str]:
         if not stage.settings.data:
             yield f"{stage.name}.data: there is nothing to train on; name files, folders or tasks"
         parent = next((each.settings for each in runs if each.name == stage.parent), None)
+        if isinstance(parent, RunSettings) and (carried := parent.adapter) is not None:
+            own = stage.settings.adapter if isinstance(stage.settings, RunSettings) else None
+            if own is None or (own.rank, own.scale) != (carried.rank, carried.scale):
+                found = f"{stage.parent} gives an adapter of rank {carried.rank} and scale {carried.scale:g}"
+                yield f"{stage.name}.adapter: {found}; write the same here, or grow from a stage without one"
         if stage.from_best and isinstance(parent, RunSettings):
             pairs = parent.stage in PAIR_STAGES
             if parent.eval.chosen_best(has_heldout=parent.has_heldout, pairs=pairs) is None:
