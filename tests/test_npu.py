@@ -78,18 +78,27 @@ def program(text: str, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def finished(*programs: subprocess.Popen[str]) -> list[str]:
+    """What each printed; none is left behind."""
+    try:
+        return [each.communicate(timeout=240)[0] for each in programs]
+    finally:
+        for each in programs:
+            each.kill()
+
+
 def test_an_npu_is_taken_by_itself_or_by_name() -> None:
-    output = program(ONE).communicate(timeout=60)[0]
+    (output,) = finished(program(ONE))
     assert "one is right" in output, output
 
 
+@pytest.mark.slow
 def test_npu_ranks_join_by_hccl_and_send_float64_over_the_host() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [program(RANKS, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
-    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    outputs = finished(*(program(RANKS, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")))
     assert all("ranks are right" in output for output in outputs), "\n".join(outputs)
 
 
