@@ -121,6 +121,16 @@ def test_another_checkpoint_of_the_same_parent_is_a_change(tmp_path: Path) -> No
     assert set(states(again).values()) == {State.DONE}
 
 
+def test_a_stage_put_in_between_is_told_before_it_runs(tmp_path: Path) -> None:
+    plain = chain_plain(tmp_path)
+    run(plain)
+    plain["stages"].insert(3, {"name": "extra", "stage": "mid", "data": [{"task": "spelling", "stop": 5}]})
+    trains = Trains()
+    with pytest.raises(UserError, match="chat: its parent: was middle, is extra, which is yet to be made"):
+        run(plain, train=trains)
+    assert trains.trained == []
+
+
 def test_a_chain_that_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = chain_plain(tmp_path, out="old")
     monkeypatch.chdir(tmp_path)

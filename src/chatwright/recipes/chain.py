@@ -150,6 +150,8 @@ def _told_apart(stage: ChainStage, record: StageRecord, parent: str | None) -> l
     unknown = stage.parent is not None and parent is None
     now = begun(stage, Path(record.folder), record.parent if unknown else parent)
     told = changes(record, now, stage.parent)
+    if unknown and record.grew_from not in (None, stage.parent):
+        told.append(f"its parent: was {record.grew_from}, is {stage.parent}, which is yet to be made")
     if record.result is not None and result_of(stage.kind, Path(record.folder)) != record.result:
         told.append(f"{record.folder} holds something else than the chain made (trained further, or damaged)")
     return told

@@ -40,7 +40,7 @@ class StageRecord(BaseModel):
         recipe: the settings that decide what comes of it, by dotted name.
         data: sha256 of its sources, None where they can't be hashed without reading them all. parent: `result` of the
             stage it grew from (of its best checkpoint for `from: NAME:best`), or the hash of the model (or tokenizer)
-            that the recipe names.
+            that the recipe names. grew_from: that stage's name.
         folder: where its results are.
         result: `weights_hash` of its last checkpoint, a tokenizer's identity; None until it is finished.
         step, tokens: trained. seconds: of the sessions that ended in order.
@@ -54,6 +54,7 @@ class StageRecord(BaseModel):
     recipe: dict[str, Any]
     data: str | None = None
     parent: str | None = None
+    grew_from: str | None = None
     result: str | None = None
     step: int = 0
     tokens: int = 0
@@ -114,6 +115,7 @@ def begun(stage: ChainStage, folder: Path, parent: str | None) -> StageRecord:
         recipe=decisive_settings(stage),
         data=_sources_hash(entries),
         parent=parent if stage.parent is not None else _named_parent(stage),
+        grew_from=stage.parent,
     )
 
 
