@@ -179,6 +179,21 @@ def test_segment_form_is_minimind_s_where_sequences_weigh_alike() -> None:
     assert float(found.total) == pytest.approx(total + logits_total, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_moe-every-second", "mixtral"])
+def test_a_weight_means_the_same_in_both_forms(name: str) -> None:
+    """Routers without a preference: k in both, however many layers have experts."""
+    totals = []
+    for exact in (True, False):
+        model = tiny(name, weight=0.3, exact=exact)
+        for layer in model.config.moe.layers:
+            block = model.model.layers[layer]
+            getattr(block, block.block_name).gate.weight.data.zero_()
+        total, weight = next_token_nll(model, collate(examples((12, 7)), [0, 1])).metrics["aux_loss"]
+        totals.append(total / weight)
+    assert totals[0] == pytest.approx(totals[1], rel=1e-9)
+    assert totals[0] == pytest.approx(0.3 * model.config.moe.experts_per_token, rel=1e-9)
+
+
 def test_even_routing_costs_one_a_layer_or_k_in_the_global_form() -> None:
     counts = torch.full((3, 2, 4), 6.0, dtype=torch.float64)  # 12 tokens a segment, 2 experts each
     probs = torch.full((3, 2, 4), 3.0, dtype=torch.float64)

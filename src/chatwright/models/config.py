@@ -88,6 +88,8 @@ class MoeConfig:
         spelling: what the parameters are called.
         aux_loss_weight: what the load-balance loss is multiplied by in training.
         aux_per_segment: take that loss a segment at a time (any split of a step gives the same sum), not a batch.
+        aux_adds_layers: the weight is meant for a loss that is 1 a layer where all is even (MiniMind), not for one
+            that is k over all layers (transformers).
     """
 
     num_experts: int
@@ -99,6 +101,12 @@ class MoeConfig:
     spelling: ExpertSpelling = ExpertSpelling.MLP
     aux_loss_weight: float = 0.001
     aux_per_segment: bool = True
+    aux_adds_layers: bool = False
+
+    @property
+    def aux_scale(self) -> float:
+        """What turns a loss of 1 a layer, added up, into the one that `aux_loss_weight` is meant for."""
+        return 1.0 if self.aux_adds_layers else self.experts_per_token / max(len(self.layers), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,7 @@ def read_minimind(raw: Mapping[str, Any]) -> dict[str, Any]:
         layers=tuple(range(raw["num_hidden_layers"])),
         num_shared=raw["n_shared_experts"],
         norm_weights=bool(raw["norm_topk_prob"]) and raw["num_experts_per_tok"] > 1,
+        aux_adds_layers=True,
     )
     return {"moe": experts}
 

@@ -100,7 +100,7 @@ def plain_load_balance(model: Any, aux: dict[str, torch.Tensor], tokens: int) ->
     loss: torch.Tensor = sum(
         moe.num_experts * (counts / (moe.experts_per_token * tokens)) @ (probs / tokens) for counts, probs in layers
     )
-    return moe.aux_loss_weight * loss
+    return moe.aux_loss_weight * moe.aux_scale * loss
 
 
 def gradient_laws(context: Context) -> list[LawOutcome]:

@@ -49,7 +49,7 @@ def with_auxiliary(
     real = torch.tensor([key is not None for key in batch.keys], device=probs.device)
     if moe.aux_per_segment:
         weights = _supervised_weights(batch) if segment_weights is None else segment_weights
-        added = (weights.to(probs.dtype) * segment_load_balance(counts, probs, lengths)).sum()
+        added = moe.aux_scale * (weights.to(probs.dtype) * segment_load_balance(counts, probs, lengths)).sum()
     elif any(key is not None for key in batch.keys):
         added = outcome.weight * batch_load_balance(counts[:, real], probs[:, real], lengths[real])
     else:
