@@ -213,6 +213,17 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bits(tmp_path: Path) 
     assert "the table was there already" in run_command("train", chain, **cache)
 
 
+def test_only_a_table_that_is_measured_needs_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATWRIGHT_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = str(write_chain(chain_plain(tmp_path, evaluate={"tasks": [{"task": "gsm8k"}]}), tmp_path / "chain.yaml"))
+    with pytest.raises(UserError, match="gsm8k"):
+        run_train_command(path, [], False, None)
+    assert not (tmp_path / "chain").exists()
+    run_train_command(path, [], False, "tokenizer")
+    assert (tmp_path / "chain" / "tokenizer" / "tokenizer.json").is_file()
+
+
 def weights_of(run_folder: Path) -> dict[str, torch.Tensor]:
     folder = latest_checkpoint(run_folder)
     assert folder is not None

@@ -35,10 +35,11 @@ def run_train_chain(recipe: str, overrides: Sequence[str], resume: bool, until: 
     chain = load_chain(recipe, overrides)
     place = next((stage.settings.train for stage in chain.runs if isinstance(stage.settings, RunSettings)), None)
     runtime = start_runtime(place.device, place.threads) if place is not None else start_runtime()
+    measures = until in (None, chain.stages[-1].name)
     try:
-        Crew.of(runtime).together(lambda: require_tasks(chain))
+        Crew.of(runtime).together(lambda: require_tasks(chain) if measures else None)
         statuses = run_chain(chain, runtime, resume=resume, until=until, train=_train)
-        if statuses is not None and until in (None, chain.stages[-1].name):
+        if statuses is not None and measures:
             measured = measure_chain(chain, statuses, runtime)
             if runtime.is_main:
                 _finish(chain, statuses, measured)
