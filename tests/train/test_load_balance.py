@@ -263,10 +263,20 @@ def test_a_run_logs_the_loss_and_keeps_its_weight(tmp_path: Path) -> None:
     )
     for step in finished.steps:
         assert step["loss"] == pytest.approx(step["logits_loss"] + step["aux_loss"], rel=1e-6)
-        assert 0.09 < step["aux_loss"] < 0.4  # two layers, 0.05 each where all is even
+        assert 0.09 < step["aux_loss"] < 0.4  # 0.1 where all is even: two experts a token
         assert sum(step[f"expert_share_{e}"] for e in range(4)) == pytest.approx(1.0)
     assert finished.model.model.config.moe.aux_loss_weight == 0.05
     assert '"router_aux_loss_coef": 0.05' in (finished.folder / "config.json").read_text()
+
+
+def test_a_new_weight_leaves_the_scope_as_the_model_has_it(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", **MOE_FIELDS)
+    data = write_rows(tmp_path / "data.jsonl", conversations(4))
+    first = train(recipe(model, data, tmp_path / "first", moe={"exact": False}))
+    then = train(recipe(first.folder, data, tmp_path / "then", moe={"aux_loss_weight": 0.05}))
+    assert not then.model.model.config.moe.aux_per_segment
+    back = train(recipe(first.folder, data, tmp_path / "back", moe={"exact": True}))
+    assert back.model.model.config.moe.aux_per_segment
 
 
 def test_moe_settings_without_experts_are_refused(tmp_path: Path) -> None:

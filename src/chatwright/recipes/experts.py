@@ -23,5 +23,6 @@ def apply_expert_settings(model: CausalLM | ForeignLM, settings: RunSettings) ->
         reason = "has no experts" if isinstance(model, CausalLM) else "runs through transformers, without this loss"
         raise ConfigError([f"moe: the model {reason}; remove moe from the recipe"], source=settings.model_name)
     weight = model.config.moe.aux_loss_weight if wanted.aux_loss_weight is None else wanted.aux_loss_weight
-    moe = replace(model.config.moe, aux_loss_weight=weight, aux_per_segment=wanted.exact)
+    exact = model.config.moe.aux_per_segment if wanted.exact is None else wanted.exact
+    moe = replace(model.config.moe, aux_loss_weight=weight, aux_per_segment=exact)
     model.config = replace(model.config, moe=moe)

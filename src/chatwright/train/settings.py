@@ -55,10 +55,11 @@ class MoeSettings(Settings):
 
     Args:
         aux_loss_weight: what it is multiplied by; null takes the model's own (`router_aux_loss_coef` in its
-            config.json). 1 is what even routing costs a layer, summed over layers.
+            config.json), and means what it means to the model's own code: even routing costs as much as a token has
+            experts, or, of MiniMind's, 1 a layer.
         exact: a loss a segment, so that any split of a step into packs and ranks trains the same; false takes one of
-            all that a pack holds, as transformers does (whose even routing costs as much as a token has experts).
+            all that a pack holds, as transformers does. Null keeps what the model was trained with: true, if nothing else.
     """
 
     aux_loss_weight: float | None = Field(None, ge=0)
-    exact: bool = True
+    exact: bool | None = None
