@@ -58,7 +58,7 @@ class MoeSettings(Settings):
             config.json), and means what it means to the model's own code: even routing costs as much as a token has
             experts, or, of MiniMind's, 1 a layer.
         exact: a loss a segment, so that any split of a step into packs and ranks trains the same; false takes one of
-            all that a pack holds, as transformers does. Null keeps what the model was trained with: true, if nothing else.
+            all that a pack holds, as transformers does. Null keeps what the model was trained with, else true.
     """
 
     aux_loss_weight: float | None = Field(None, ge=0)
