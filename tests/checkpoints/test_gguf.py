@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer
 
 from chatwright.checkpoints import gguf
-from chatwright.checkpoints.gguf import ORIGIN_NAME, convert_gguf
+from chatwright.checkpoints.converted import ORIGIN_NAME
+from chatwright.checkpoints.gguf import convert_gguf
 from chatwright.checkpoints.gguf_header import GgufHeader, read_header
 from chatwright.checkpoints.gguf_tokenizer import PRE_TOKENIZERS, write_tokenizer
 from chatwright.checkpoints.imports import resolve_model

@@ -11,21 +11,18 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import re
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from chatwright.checkpoints.converted import ORIGIN_NAME, convert_once, is_converted
 from chatwright.checkpoints.gguf_header import GgufHeader, read_header
 from chatwright.checkpoints.gguf_tokenizer import write_tokenizer
 from chatwright.errors import ModelError
 
-ORIGIN_NAME = "chatwright_origin.json"
 _NEEDED = ("transformers", "gguf", "accelerate")
 _PROBE_BYTES = 1 << 20
 
@@ -41,26 +38,10 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     header = read_header(path)
     name = re.sub(r"[^\w.-]+", "-", path.stem)
     folder = cache / "models" / f"{name}-{_quick_hash(path)[:12]}"
-    if (folder / ORIGIN_NAME).is_file():
+    if is_converted(folder):
         return folder
     _refuse(header, path)
-    megabytes = path.stat().st_size / 1e6
-    print(f"converting {path.name} ({megabytes:,.0f} MB), once, into {folder}", file=sys.stderr)
-    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        _convert(path, header, aside)
-        if not (folder / ORIGIN_NAME).is_file():  # another process may have made it meanwhile
-            aside.rename(folder)
-    except OSError as error:
-        if (folder / ORIGIN_NAME).is_file():  # another rank was quicker by a moment
-            return folder
-        message = f"can't be converted into {folder}: {error}"
-        hint = "set CHATWRIGHT_CACHE to a folder with space"
-        raise ModelError(message, place=str(path), hint=hint) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    return convert_once(folder, path, lambda aside: _convert(path, header, aside))
 
 
 def _quick_hash(path: Path) -> str:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 
+from chatwright.checkpoints.converted import ORIGIN_NAME, convert_once, is_converted
 from chatwright.checkpoints.minimind_names import (
     BUFFERS,
     EMBED,
@@ -37,7 +36,6 @@ from chatwright.models.transformer import CausalLM
 from chatwright.models.weights import save_weights
 from chatwright.templates.tokenizer import TextTokenizer
 
-ORIGIN_NAME = "chatwright_origin.json"
 _NAME = re.compile(r"(?P<file>.+\.pth)(:(?P<tokenizer>.+))?", re.DOTALL)
 _WRAPPERS = ("module.", "_orig_mod.")
 _TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "*.jinja", "chatwright.json")
@@ -78,25 +76,11 @@ def convert_minimind(name: PthName, cache: Path) -> Path:
     """
     path, tokenizer = name.file.resolve(), find_tokenizer(name)
     folder = cache / "models" / f"{path.stem}-{_identity(path, tokenizer)[:12]}"
-    if (folder / ORIGIN_NAME).is_file():
+    if is_converted(folder):
         return folder
     weights = read_weights(path)
     config = settle_config(weights, path, TextTokenizer.load(tokenizer))
-    print(f"converting {path.name} ({path.stat().st_size / 1e6:,.0f} MB), once, into {folder}", file=sys.stderr)
-    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        _write(aside, weights, config, tokenizer, path.name)
-        if not (folder / ORIGIN_NAME).is_file():  # another process may have made it meanwhile
-            aside.rename(folder)
-    except OSError as error:
-        if (folder / ORIGIN_NAME).is_file():  # another rank was quicker by a moment
-            return folder
-        message = f"can't be converted into {folder}: {error}"
-        raise ModelError(message, place=str(path), hint="set CHATWRIGHT_CACHE to a folder with space") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    return convert_once(folder, path, lambda aside: _write(aside, weights, config, tokenizer, path.name))
 
 
 def find_tokenizer(name: PthName) -> Path:

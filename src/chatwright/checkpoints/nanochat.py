@@ -14,14 +14,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from chatwright.checkpoints.converted import ORIGIN_NAME, convert_once, is_converted
 from chatwright.checkpoints.nanochat_names import config_of, hugging_face_weights
 from chatwright.checkpoints.tiktoken_files import read_encoding, token_lengths, write_tokenizer_json
 from chatwright.checkpoints.unpickling import load_torch_file
@@ -35,7 +34,6 @@ SOURCES = {
     "rl": "chatrl_checkpoints",
 }
 """nanochat's names of its stages, and their folders (its checkpoint_manager)."""
-ORIGIN_NAME = "chatwright_origin.json"
 PREFIX = "nanochat:"
 _NAME = re.compile(r"nanochat:(?P<place>.+?)(@(?P<step>\d+))?", re.DOTALL)
 _MODEL = re.compile(r"model_(\d+)\.pt")
@@ -156,24 +154,10 @@ def convert_nanochat(checkpoint: NanochatCheckpoint, cache: Path) -> Path:
     """
     tokenizer = _tokenizer_of(checkpoint)
     folder = cache / "models" / f"nanochat-{checkpoint.folder.name}-{_identity(checkpoint, tokenizer)[:12]}"
-    if (folder / ORIGIN_NAME).is_file():
+    if is_converted(folder):
         return folder
-    place, size = checkpoint.model, checkpoint.model.stat().st_size
-    print(f"converting {place} ({size / 1e6:,.0f} MB), once, into {folder}", file=sys.stderr)
-    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        _write(checkpoint, tokenizer, aside)
-        if not (folder / ORIGIN_NAME).is_file():  # another process may have made it meanwhile
-            aside.rename(folder)
-    except OSError as error:
-        if (folder / ORIGIN_NAME).is_file():  # another rank was quicker by a moment
-            return folder
-        message = f"can't be converted into {folder}: {error}"
-        raise ModelError(message, place=str(place), hint="set CHATWRIGHT_CACHE to a folder with space") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    place = checkpoint.model
+    return convert_once(folder, place, lambda aside: _write(checkpoint, tokenizer, aside), str(place))
 
 
 def _tokenizer_of(checkpoint: NanochatCheckpoint) -> Path:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from chatwright.packing.by_tokens import PackByTokens
 from chatwright.packing.pack_plan import EpochPacks, PackingSettings
 from chatwright.packing.shuffling import permutation
 
@@ -68,16 +69,8 @@ def _within(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-class PackConstantLength:
+class PackConstantLength(PackByTokens):
     """A unit is one block of pieces that follow one another; blocks come in a new order each epoch."""
-
-    def units_per_step(self, settings: PackingSettings) -> int:
-        """Packs a step."""
-        return settings.packs_per_step
-
-    def whole_units(self, epoch: EpochPacks, settings: PackingSettings) -> int:
-        """All of them: an incomplete step is filled up by the next epoch."""
-        return epoch.num_units
 
     def pack_epoch(
         self, lengths: np.ndarray, groups: Sequence[np.ndarray], settings: PackingSettings, seed: int, epoch: int
