@@ -179,7 +179,7 @@ RECIPES: list[Case] = [
     recipe("list as key", HEAD + "? [a]\n: b\n", "recipe.yaml"),
     recipe("date as key", HEAD + "2024-01-01: x\n", "recipe.yaml", "keys should be strings"),
     recipe("null as key", HEAD + "train: {~: 3}\n", "recipe.yaml", "train"),
-    recipe("no model", "data: [{path: good.jsonl}]\n", "model: required"),
+    recipe("no model", "data: [{path: good.jsonl}]\n", "named by one of model and new_model; neither is given"),
     recipe("model null", "model:\ndata: [{path: good.jsonl}]\n", "model"),
     recipe("model a number", "model: 3\ndata: [{path: good.jsonl}]\n", "model", "3"),
     recipe("model a date", "model: 2024-01-01\ndata: [{path: good.jsonl}]\n", "model"),

@@ -74,7 +74,8 @@ def test_everything_is_measured_at_its_points(tiny_model: Path, rows: Path, tmp_
     lines = evaluations(tmp_path / "run")
     assert [line["step"] for line in lines] == [0, 6, 12]
     for line in lines:
-        assert {name: score["total"] for name, score in line["scores"].items()} == {"letter_counting": 3, "facts": 2}
+        totals = {name: score["total"] for name, score in line["scores"].items()}
+        assert totals == {"letter_counting": 3, "facts": 2, "facts pass@2": 2}
         assert all(0 <= score["points"] <= score["total"] for score in line["scores"].values())
         assert line["heldout_loss"] > 0 and line["heldout_bits_per_byte"] > 0
     losses = [line["heldout_loss"] for line in lines]
@@ -86,7 +87,7 @@ def test_everything_is_measured_at_its_points(tiny_model: Path, rows: Path, tmp_
     assert len({line["reply"] for line in told}) > 2, "the model changes, and prompts differ"
     assert 0 < run.result.evaluation_seconds < run.result.seconds
     assert run.result.evaluation is not None and set(run.result.evaluation.values) == {
-        *("heldout_loss", "heldout_bits_per_byte", "letter_counting", "facts"),
+        *("heldout_loss", "heldout_bits_per_byte", "letter_counting", "facts", "facts pass@2"),
     }
 
 
@@ -104,9 +105,9 @@ def test_tasks_may_be_scored_more_seldom(tiny_model: Path, rows: Path, tmp_path:
     lines = evaluations(tmp_path / "run")
     assert [(line["step"], sorted(line["scores"])) for line in lines] == [
         *((step, []) for step in (3, 6)),
-        (8, ["facts", "letter_counting"]),
+        (8, ["facts", "facts pass@2", "letter_counting"]),
         (9, []),
-        (12, ["facts", "letter_counting"]),
+        (12, ["facts", "facts pass@2", "letter_counting"]),
     ]
     assert {line["step"] for line in samples(tmp_path / "run")} == {8, 12}
     assert run.result.progress.best_step in (8, 12) and run.result.progress.worse_evaluations <= 1

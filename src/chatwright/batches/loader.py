@@ -68,7 +68,7 @@ def step_batches(
     world_size: int = 1,
     pad_to: int | None = None,
     pad_multiple: int = 1,
-    collate_with: Collate = collate,
+    collate_with: Collate | None = None,
 ) -> StepBatches:
     """Make a rank's batches of one step on the CPU.
 
@@ -80,14 +80,14 @@ def step_batches(
         rank: 0 … W − 1. world_size: W.
         pad_to: tokens every pack is filled up to, or None.
         pad_multiple: without `pad_to`, every pack is filled up to a multiple of this.
-        collate_with: makes the batches.
+        collate_with: makes the batches; None: `collate`.
     """
 
     def padded(members: np.ndarray) -> int:
         tokens = int((store.offsets[members + 1] - store.offsets[members]).sum())
         return max(1, -(-tokens // pad_multiple)) * pad_multiple
 
-    make = partial(collate, joined=True) if plan.joined else collate_with
+    make = partial(collate, joined=True) if plan.joined else collate_with or collate
     packs = plan.packs_of_step(step)
     examples = plan.examples_of_step(step)
     rounds = -(-len(packs) // world_size)
@@ -118,7 +118,7 @@ class StepLoader:
         prefetch: steps made ahead by one background thread; 0 makes each when it is asked for.
         pad_to: tokens every pack is filled up to, or None.
         pad_multiple: without `pad_to`, every pack is filled up to a multiple of this.
-        collate_with: makes the batches.
+        collate_with: makes the batches; None: `collate`.
 
     Raises:
         ValueError: when the plan was made for another store, or rank, prefetch or start_step make no sense.
@@ -135,7 +135,7 @@ class StepLoader:
         prefetch: int = 2,
         pad_to: int | None = None,
         pad_multiple: int = 1,
-        collate_with: Collate = collate,
+        collate_with: Collate | None = None,
     ) -> None:
         if plan.num_examples != len(store):
             raise ValueError(f"a plan for {plan.num_examples} examples, but a store of {len(store)}")

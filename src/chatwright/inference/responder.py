@@ -74,7 +74,7 @@ class ChatReply:
     finish_reason: FinishReason
     prompt_tokens: int
     reply_tokens: int
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[Round, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chatwright.batches.collate import Collate, collate
+from chatwright.batches.collate import Collate
 from chatwright.batches.loader import FAST_MULTIPLE, StepBatches, StepLoader
 from chatwright.batches.token_store import TokenStore
 from chatwright.checkpoints.imports import ResolvedModel, resolve_model
@@ -69,7 +69,7 @@ class RunData:
         from_cache: the tokens were read from the cache, not rendered anew.
         contamination: what `ContaminationReport.to_dict` gives, where the recipe compares rows with evaluations.
         heldout_entries: what each entry of held-out data of its own gave.
-        collate, collate_heldout: how training and held-out examples become a batch.
+        collate, collate_heldout: how training and held-out examples become a batch; None: by `batches.collate`.
     """
 
     text: TextSetup
@@ -82,8 +82,8 @@ class RunData:
     from_cache: bool
     contamination: dict[str, Any] | None = None
     heldout_entries: tuple[EntryInfo, ...] = ()
-    collate: Collate = collate
-    collate_heldout: Collate = collate
+    collate: Collate | None = None
+    collate_heldout: Collate | None = None
 
     @property
     def num_steps(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from chatwright.batches.collate import collate
 from chatwright.batches.packed_batch import PackedBatch
 from chatwright.conversations.schema import Conversation, Message
 from chatwright.errors import UserError
@@ -141,7 +142,8 @@ def heldout_packs(data: TrainingData, settings: RunSettings, runtime: Runtime) -
     packing = settings.packing.model_copy(update={"by": "tokens", "shuffle": False, "tokens_per_pack": room})
     plan = plan_packs(data.heldout.lengths, packing, seed=0, epochs=1, name_of=data.heldout.name)
     mine = range(runtime.rank, plan.num_packs, runtime.world_size)
-    return [data.collate_heldout(data.heldout, plan.pack(index)).to(runtime.device) for index in mine]
+    make = data.collate_heldout or collate
+    return [make(data.heldout, plan.pack(index)).to(runtime.device) for index in mine]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chatwright.batches.pairs import PairBatch
+from chatwright.batches.pairs import PairBatch, collate_pairs
 from chatwright.batches.token_cache import cache_key
 from chatwright.checkpoints.imports import cache_folder
 from chatwright.checkpoints.lineage import weights_hash
@@ -62,8 +62,8 @@ def compute_reference(settings: RunSettings, data: RunData, model: ModelSetup, r
             line.start(total=len(packs))
         for number in range(runtime.rank, len(packs), runtime.world_size):
             is_heldout, members = packs[number]
-            store, collate = (data.heldout, data.collate_heldout) if is_heldout else (data.store, data.collate)
-            batch = collate(store, members).to(runtime.device)
+            store = data.heldout if is_heldout else data.store
+            batch = collate_pairs(store, members, first=len(data.store) if is_heldout else 0).to(runtime.device)
             assert isinstance(batch, PairBatch)
             table[batch.pairs.cpu()] = side_log_probs(policy, batch).sums.cpu().double()
             if runtime.is_main:

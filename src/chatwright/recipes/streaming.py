@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from chatwright.batches.collate import Collate, collate
+from chatwright.batches.collate import Collate
 from chatwright.batches.loader import FAST_MULTIPLE, StepBatches, made_ahead, on_device, pinned_for, step_batches
 from chatwright.batches.token_cache import cache_key
 from chatwright.batches.token_store import TokenStore
@@ -45,7 +45,7 @@ class StreamedData:
     """
 
     from_cache = False
-    collate_heldout: Collate = staticmethod(collate)
+    collate_heldout: Collate | None = None
 
     def __init__(
         self, text: TextSetup, job: StreamJob, num_steps: int, heldout: TokenStore, identity: dict[str, str]
