@@ -188,6 +188,34 @@ def test_bad_rows_of_a_scored_file_are_an_error_or_left_out_and_told(
         run_reward(str(trained), str(file), None, "drop", "cpu", as_json=True)
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected", "talk"])
+def test_rows_longer_than_the_context_are_an_error_or_left_out_and_told(
+    side: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = pairs(3)
+    given[1] = {**given[1], side: "so " * 1000}
+    if side == "talk":
+        said = ["Yes.", "so " * 1000, "No."]
+        messages = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": text}] for text in said]
+        given = [{"messages": each} for each in messages]
+    file = write_rows(tmp_path / "some.jsonl", given)
+    with pytest.raises(DataError, match=r"row 1: has [\d,]+ tokens[\s\S]*--on-bad-row skip"):
+        run_reward(str(trained), str(file), None, "error", "cpu", as_json=True)
+    capsys.readouterr()
+    run_reward(str(trained), str(file), None, "skip", "cpu", as_json=True)
+    told = capsys.readouterr()
+    assert [json.loads(line)["row"] for line in told.out.splitlines()] == [0, 2]
+    assert "1 row that can't be scored is left out" in " ".join(told.err.split()) and "row 1" in told.err
+    with pytest.raises(DataError, match="row 0: has"):
+        score_file(RewardScorer.load(str(trained)), str(write_rows(tmp_path / "b.jsonl", given[1:2])), None, "skip")
+
+
+def test_plain_text_has_nothing_to_score(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("Once upon a time.")
+    with pytest.raises(DataError, match=r"is plain text, which has no replies[\s\S]*conversations or of preference"):
+        score_file(RewardScorer.load(str(trained)), str(tmp_path / "book.txt"))
+
+
 @pytest.mark.slow
 def test_the_command_prints_scores(trained: Path, rows: Path) -> None:
     printed = run_command("reward", trained, rows, "--stop", "3", "--json")

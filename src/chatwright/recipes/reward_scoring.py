@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from chatwright.checkpoints.imports import resolve_model
 from chatwright.console import warn
 from chatwright.conversations.converters import ROWS_TO_DETECT, are_preferences
 from chatwright.conversations.data_settings import BadRow, DataSettings
+from chatwright.conversations.files import is_text_file
 from chatwright.conversations.preference_types import PairConversation
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import scan_rows
@@ -26,6 +30,7 @@ from chatwright.templates.pairs import written_part
 from chatwright.templates.template import Template, TemplateSettings, TrainOn, load_template
 from chatwright.templates.tokenizer import TextTokenizer
 
+_LEAVE_OUT = "or leave it out with --on-bad-row skip"
 TOKENS_AT_ONCE = 4096
 """Conversations are scored together up to so many tokens."""
 
@@ -55,26 +60,42 @@ class RewardScorer:
         Raises:
             DataError: one doesn't end in a reply, or is longer than the model's context.
         """
+        scores, faults = self.score_fitting(conversations)
+        if faults:
+            raise next(iter(faults.values()))
+        return scores
+
+    def score_fitting(
+        self, conversations: Sequence[Conversation], *, skip: bool = False
+    ) -> tuple[list[float], dict[int, DataError]]:
+        """The scores as of `score`, and by place what is wrong with those that have none (their score is NaN).
+
+        Args:
+            skip: score the rest where some have a fault; without it nothing is scored then.
+        """
         rendered = self.template.render_many(conversations, TrainOn.LAST)
         examples = [written_part(each) for each in rendered]
         store = TokenStore.from_examples(examples, self.template.tokenizer.vocab_size)
-        for index, conversation in enumerate(conversations):
-            self._require_scorable(conversation, store, index)
-        scores = [0.0] * len(conversations)
-        for members in _packs(store.lengths):
+        found = ((index, self._fault(each, int(store.lengths[index]))) for index, each in enumerate(conversations))
+        faults = {index: fault for index, fault in found if fault is not None}
+        scores = [math.nan] * len(conversations)
+        if faults and not skip:
+            return scores, faults
+        for members in _packs(store.lengths, [index for index in range(len(scores)) if index not in faults]):
             for index, score in zip(members, self._pack(store, members), strict=True):
                 scores[index] = score
-        return scores
+        return scores, faults
 
-    def _require_scorable(self, conversation: Conversation, store: TokenStore, index: int) -> None:
-        source, row = conversation.source, conversation.row
+    def _fault(self, conversation: Conversation, length: int) -> DataError | None:
+        """Why a conversation can't be scored."""
+        place: dict[str, Any] = {"source": conversation.source, "row": conversation.row}
         if not conversation.messages or conversation.messages[-1].role != "assistant":
-            raise DataError(
-                "doesn't end in a reply, so there is nothing to score", source=source, row=row, hint="remove it"
-            )
-        if (length := int(store.lengths[index])) > self.model.max_positions:
+            message = "doesn't end in a reply, so there is nothing to score"
+            return DataError(message, **place, hint=f"remove it, {_LEAVE_OUT}")
+        if length > self.model.max_positions:
             message = f"has {length:,} tokens, and the model's context is {self.model.max_positions:,}"
-            raise DataError(message, source=source, row=row, hint="shorten it, or remove it")
+            return DataError(message, **place, hint=f"shorten or remove it, {_LEAVE_OUT}")
+        return None
 
     @torch.inference_mode()
     def _pack(self, store: TokenStore, members: Sequence[int]) -> list[float]:
@@ -84,11 +105,11 @@ class RewardScorer:
         return found
 
 
-def _packs(lengths: np.ndarray) -> Iterator[list[int]]:
-    """Neighbours by length, up to `TOKENS_AT_ONCE` tokens together."""
+def _packs(lengths: np.ndarray, wanted: Sequence[int]) -> Iterator[list[int]]:
+    """The wanted ones, neighbours by length, up to `TOKENS_AT_ONCE` tokens together."""
     members: list[int] = []
     tokens = 0
-    for index in np.argsort(lengths, kind="stable").tolist():
+    for index in sorted(wanted, key=lambda index: int(lengths[index])):
         if members and tokens + lengths[index] > TOKENS_AT_ONCE:
             yield members
             members, tokens = [], 0
@@ -115,19 +136,35 @@ def score_file(
 
     Args:
         stop: the row after the last to score.
-        on_bad_row: `error` or `skip`, for rows that can't be read; what is skipped is told on the console.
+        on_bad_row: `error` or `skip`, for rows that can't be read or scored; what is skipped is told on the console.
 
     Raises:
-        DataError: a row can't be read or scored.
+        DataError: a row can't be read or scored, none is left, or it is a file of plain text.
     """
+    if is_text_file(path) and Path(path).expanduser().is_file():
+        hint = "give a file of conversations or of preference pairs, such as .jsonl"
+        raise DataError("is plain text, which has no replies to score", source=path, hint=hint)
     head = [raw.value for raw in islice(scan_rows(path), ROWS_TO_DETECT) if not raw.error]
     pairs = are_preferences(head)
     entry = DataSettings(path=path, stop=stop, on_bad_row=on_bad_row, preference="pairs" if pairs else None)
     rows, info = read_entry(entry, seed=0)
+    skip = on_bad_row == "skip"
+    scores, faults = scorer.score_fitting(rows, skip=skip)
+    worse: list[float] = []
+    if pairs and (skip or not faults):
+        sides = [row.worse for row in rows if isinstance(row, PairConversation)]
+        worse, others = scorer.score_fitting(sides, skip=skip)
+        faults = others | faults
+    if faults and (not skip or len(faults) == len(rows)):
+        raise faults[min(faults)]
     if skipped := sum(info.skipped.values()):
         warn(f"{skipped:,} bad rows are left out, such as {info.skip_places[0]}")
-    scores = scorer.score(rows)
-    worse = scorer.score([row.worse for row in rows if isinstance(row, PairConversation)]) if pairs else []
+    if faults:
+        first = faults[min(faults)]
+        many = f"{len(faults):,} rows that can't be scored are" if len(faults) > 1 else "1 row that can't be scored is"
+        warn(f"{many} left out, such as {first.source} row {first.row} {first.message}")
     return [
-        ScoredRow(row.source, row.row, scores[place], worse[place] if pairs else None) for place, row in enumerate(rows)
+        ScoredRow(row.source, row.row, scores[place], worse[place] if pairs else None)
+        for place, row in enumerate(rows)
+        if place not in faults
     ]
