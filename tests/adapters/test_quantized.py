@@ -15,7 +15,7 @@ from torch import nn
 from chatwright.adapters import quantized
 from chatwright.adapters.lora import adapted_layers, attach_lora, linear_layers, merge_lora
 from chatwright.adapters.peft_files import load_peft, save_peft
-from chatwright.adapters.quantized import Nf4Linear, Nf4LoraLinear, nf4_bytes, quantize_linears
+from chatwright.adapters.quantized import Nf4Linear, Nf4LoraLinear, nf4_bytes, num_weights, quantize_linears
 from chatwright.adapters.settings import LoraSettings
 from chatwright.checkpoints.imports import resolve_model
 from chatwright.checkpoints.merging import merge_adapter
@@ -78,6 +78,13 @@ def test_the_dequantized_weight_is_not_kept_for_the_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(torch.randn(3, 96, requires_grad=True))
     assert [tensor.dtype for tensor in kept] == [torch.uint8]
+
+
+def test_a_weight_in_four_bits_is_one_parameter() -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
+    before = num_weights(model)
+    quantize_linears(model, ["0"], double=False, device="cpu")
+    assert num_weights(model) == before == 64 * 32 + 32 + 32 * 8 + 8
 
 
 def test_the_dtype_follows_the_model_and_the_codes_stay() -> None:

@@ -257,6 +257,8 @@ def test_half_precision_and_names_by_stage(tmp_path: Path) -> None:
     export_minimind(resolved, tmp_path / "out", prefix="mine")
     assert (tmp_path / "out/mine_32.pth").is_file()
     exported = export_model(resolved, tmp_path / "plain")
+    with pytest.raises(ModelError, match="no beginning of a file's name"):
+        export_minimind(resolved, tmp_path / "out", prefix="../mine")
     with pytest.raises(ModelError, match="give --prefix"):
         export_minimind(resolve_model(exported.folder), tmp_path / "out")
 

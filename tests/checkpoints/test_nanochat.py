@@ -79,6 +79,7 @@ def test_a_source_is_no_folder_of_that_name(base: Path, tmp_path: Path, monkeypa
         ("nanochat:sft/d3", "holds no checkpoint.*\n.*there are: d2"),
         ("nanochat:sft@5", "no checkpoint of step 5.*\n.*its steps are 700"),
         ("nanochat:nowhere", "no such folder.*\n.*nanochat:base"),
+        ("nanochat:sft@abc", "must be a number, found 'abc'"),
         ("nanochat:{base}", "several stages.*\n.*chatsft_checkpoints"),
     ],
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chatwright.conversations.data_settings import DataSettings
-from chatwright.errors import UserError
-from chatwright.recipes.tokenizer_recipe import RECORD, TokenizerRecipe, entry_texts, make_tokenizer
+from chatwright.errors import ModelError, UserError
+from chatwright.recipes.tokenizer_recipe import RECORD, TokenizerRecipe, entry_texts, make_tokenizer, read_texts
 from chatwright.settings import build
 from chatwright.templates.tokenizer import TextTokenizer
 from chatwright.templates.tokenizer_training import TokenizerSettings, train_tokenizer
@@ -62,16 +62,43 @@ def test_made_twice_is_made_once_and_something_else_is_never_replaced_unasked(tm
     again = make_tokenizer(_recipe(tmp_path))
     assert not again.made and (tmp_path / "tokenizer" / RECORD).stat().st_mtime_ns == stamp
     other = _recipe(tmp_path, tokenizer={"vocab_size": 290})
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds another tokenizer"):
         make_tokenizer(other)
     assert TextTokenizer.load(tmp_path / "tokenizer").vocab_size == 300
     assert make_tokenizer(other, force=True).vocab_size == 290
 
 
+@pytest.mark.parametrize("what", ["a file of mine", "a file beside a tokenizer", "a file in its place"])
+def test_nothing_but_a_tokenizer_is_ever_replaced(tmp_path: Path, what: str) -> None:
+    out = tmp_path / "tokenizer"
+    if what == "a file beside a tokenizer":
+        make_tokenizer(_recipe(tmp_path))
+    if what != "a file in its place":
+        out.mkdir(exist_ok=True)
+    mine = out if what == "a file in its place" else out / "mine.txt"
+    mine.write_text("precious", encoding="utf-8")
+    with pytest.raises(UserError, match="holds something else already"):
+        make_tokenizer(_recipe(tmp_path, tokenizer={"vocab_size": 290}), force=True)
+    assert mine.read_text(encoding="utf-8") == "precious"
+
+
+def test_a_missing_tokenizer_to_compare_with_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no such tokenizer"):
+        make_tokenizer(_recipe(tmp_path, beside=[str(tmp_path / "none")]))
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_conversations_are_texts_to_measure_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "Yes."}]
+    path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    assert read_texts([str(path)]) == {str(path): ["Say yes.", "Yes."]}
+
+
 def test_changed_text_is_not_what_was_made(tmp_path: Path) -> None:
     make_tokenizer(_recipe(tmp_path))
     (tmp_path / "text.txt").write_text("\n\n".join(PARAGRAPHS[:200]), encoding="utf-8")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds another tokenizer"):
         make_tokenizer(_recipe(tmp_path))
 
 

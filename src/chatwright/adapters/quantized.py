@@ -115,6 +115,13 @@ class Nf4LoraLinear(Nf4Weight, LoraLinear):
         raise refuse_merging("an adapted layer")
 
 
+def num_weights(model: nn.Module) -> int:
+    """The model's parameters, each weight in NF4 counted as one (a byte holds two)."""
+    packed = [layer for layer in model.modules() if isinstance(layer, Nf4Weight)]
+    hidden = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in packed)
+    return sum(parameter.numel() for parameter in model.parameters()) + hidden
+
+
 def refuse_merging(name: str) -> ModelError:
     """The error for merging into a quantized weight."""
     return ModelError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -61,6 +62,8 @@ def export_minimind(
     raw = read_config(resolved.folder)
     config = config_from_hf(raw)
     _refuse(config, layout, resolved.source, scores=is_classifier(raw))
+    if prefix is not None and not re.fullmatch(r"\w[\w.-]*", prefix):
+        raise ModelError(f"{prefix!r} is no beginning of a file's name", place="--prefix", hint="such as full_sft")
     path = out / file_name(config, prefix or _prefix_of(resolved))
     if path.exists():
         raise ModelError("exists already", place=str(path), hint="delete it, or give another --prefix or folder")

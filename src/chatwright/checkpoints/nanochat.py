@@ -101,6 +101,9 @@ def _folder_of(place: str) -> Path:
         path = base_folder() / SOURCES[source]
         if tag:
             return path / tag
+    if not path.is_dir() and "@" in place:
+        wrong = place.rpartition("@")[2]
+        raise ModelError(f"the step behind @ must be a number, found {wrong!r}", place=place, hint="such as @700")
     if not path.is_dir():
         named = ", ".join(PREFIX + name for name in SOURCES)
         hint = f"give nanochat:FOLDER, or one of {named} (below $NANOCHAT_BASE_DIR or ~/.cache/nanochat)"

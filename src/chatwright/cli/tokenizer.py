@@ -38,16 +38,16 @@ def train(
         int | None, typer.Option("--document-characters", help="Of each text, count so many at most.")
     ] = None,
     beside: Beside = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the tokenizer there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train byte-level BPE on texts, and compare it with GPT-2's on text that it wasn't trained on."""
-    from chatwright.recipes.tokenizer_recipe import GPT2, TokenizerRecipe
+    from chatwright.recipes.tokenizer_recipe import GPT2, TokenizerRecipe, text_entry
     from chatwright.settings import build
 
     limits = {"max_characters": max_characters, "document_characters": document_characters}
     recipe: dict[str, Any] = {
-        "data": [_entry(path, text_field, text_by) for path in data],
+        "data": [text_entry(path, text_field, text_by) for path in data],
         "tokenizer": {"preset": preset, "vocab_size": vocab_size, "special": special or [], **limits},
         "heldout_share": heldout_share,
         "beside": [name for name in beside or [GPT2] if name != "none"],
@@ -59,7 +59,7 @@ def train(
 @tokenizer_app.command()
 def report(
     tokenizers: Annotated[list[str], typer.Argument(help="Tokenizers: folders, models, or gpt2.")],
-    text: Annotated[list[str], typer.Option("--text", help="A file or folder of text (repeatable).")],
+    text: Annotated[list[str], typer.Option("--text", help="A file or folder of texts or conversations (repeatable).")],
     as_json: AsJson = False,
 ) -> None:
     """Compare how tokenizers compress texts."""
@@ -92,20 +92,6 @@ def run_tokenizer(recipe: Any, *, force: bool = False, as_json: bool = False) ->
     note(f"{made.vocab_size:,} tokens, {how} {made.texts:,} texts of {made.characters:,} characters")
     _print_table(made.compression)
     out().print(f"wrote {made.folder}", markup=False, soft_wrap=True)
-
-
-def _entry(path: str, text_field: str, text_by: str) -> dict[str, Any]:
-    """A data entry for a file: plain text, or rows whose text stands in `text_field`."""
-    from chatwright.conversations.documents import scan_texts
-
-    entry: dict[str, Any] = {"path": path, "format": "text", "on_bad_row": "skip"}
-    first = next(iter(scan_texts(path)), None)
-    value = first.value if first is not None and not first.error else None
-    if isinstance(value, dict) and text_field not in value:
-        return {"path": path, "on_bad_row": "skip"}  # conversations
-    if isinstance(value, dict):
-        return {**entry, "text_field": text_field}
-    return {**entry, "text_by": text_by}
 
 
 def _print_table(rows: Sequence[Compression]) -> None:

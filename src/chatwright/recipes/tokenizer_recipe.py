@@ -16,14 +16,15 @@ from pydantic import Field
 
 from chatwright import __version__
 from chatwright.conversations.data_settings import DataSettings
+from chatwright.conversations.documents import scan_texts
 from chatwright.conversations.schema import Conversation
-from chatwright.errors import DataError, ModelError, TemplateError, UserError
+from chatwright.errors import DataError, ModelError, UserError
 from chatwright.preparation.prepare import plan_entry
 from chatwright.preparation.rows import RowReader
 from chatwright.recipes.new_model import tokenizer_folder
 from chatwright.recipes.rendering import fingerprints
 from chatwright.recipes.template_record import save_template_record
-from chatwright.settings import Settings
+from chatwright.settings import Settings, build
 from chatwright.tasks.task_data import data_folder
 from chatwright.templates.template import TrainOn, load_template
 from chatwright.templates.tokenizer import TextTokenizer
@@ -32,6 +33,18 @@ from chatwright.templates.tokenizer_training import TokenizerSettings, train_tok
 
 RECORD = "tokenizer_training.json"
 GPT2 = "gpt2"
+OWN_FILES = frozenset(
+    {
+        RECORD,
+        "chat_template.jinja",
+        "chatwright.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+)
+"""All that a tokenizer's folder holds; one with anything else is never replaced."""
 REPORT_BYTES = 2_000_000
 """As much held-out text is kept for the report."""
 
@@ -88,22 +101,22 @@ def make_tokenizer(
     """Train, save and compare; a folder that the same recipe has made is left as it is.
 
     Args:
-        force: replace what the folder holds.
+        force: replace the tokenizer that the folder holds.
         watch: called with the characters read so far.
 
     Raises:
-        UserError: the folder holds something else. DataError: bad rows, or no text. TemplateError: too little text.
+        UserError: the folder holds another tokenizer, or (whatever `force` says) anything that is none.
+        ModelError: a tokenizer to compare with isn't there. DataError: bad rows, or no text.
+        TemplateError: too little text.
     """
     folder, identity = Path(recipe.out), recipe.identity()
     if (found := _made_before(folder, identity)) is not None and not force:
         return found
-    if not force and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            "holds something else already", place=str(folder), hint="name another folder, or replace it with --force"
-        )
+    _require_free(folder, force)
+    others, notes = _others(recipe)
     texts = _Texts(recipe, watch)
     tokenizer = train_tokenizer(texts.counted(), recipe.tokenizer)
-    rows, notes = _compare(recipe, tokenizer, texts)
+    rows = _compare({folder.name: tokenizer, **others}, texts, notes)
     if tokenizer.vocab_size < recipe.tokenizer.vocab_size:
         notes.append(f"the texts gave {tokenizer.vocab_size:,} tokens, not {recipe.tokenizer.vocab_size:,}: too few")
     made = TrainedTokenizer(
@@ -111,6 +124,18 @@ def make_tokenizer(
     )
     _save(made, recipe, tokenizer, identity)
     return made
+
+
+def _require_free(folder: Path, force: bool) -> None:
+    """Refuse to replace what isn't a tokenizer's folder, and that, too, unless it's asked for."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
+    if not found:
+        return
+    if not folder.is_dir() or RECORD not in found or found - OWN_FILES:
+        raise UserError("holds something else already", place=str(folder), hint="name another folder")
+    if not force:
+        hint = "name another folder, or replace it with --force"
+        raise UserError("holds another tokenizer already", place=str(folder), hint=hint)
 
 
 class _Texts:
@@ -158,20 +183,25 @@ def _share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _compare(recipe: TokenizerRecipe, tokenizer: TextTokenizer, texts: _Texts) -> tuple[list[Compression], list[str]]:
-    notes: list[str] = []
-    name = "held-out text"
-    sample = texts.heldout
-    if not sample:
-        name, sample = "text it was trained on", texts.first
-        notes.append("no text was held out for the comparison: it is made on text that the tokenizer was trained on")
-    others: dict[str, TextTokenizer] = {Path(recipe.out).name: tokenizer}
+def _others(recipe: TokenizerRecipe) -> tuple[dict[str, TextTokenizer], list[str]]:
+    """The tokenizers to compare with, and a note where GPT-2's can't be had."""
+    others, notes = {}, []
     for each in recipe.beside:
         try:
             others[each] = named_tokenizer(each)
-        except (ModelError, TemplateError) as error:
+        except ModelError as error:
+            if each != GPT2:
+                raise
             notes.append(f"not compared with {each}: {error.message}")
-    return compare_compression(others, {name: sample}), notes
+    return others, notes
+
+
+def _compare(tokenizers: dict[str, TextTokenizer], texts: _Texts, notes: list[str]) -> list[Compression]:
+    name, sample = "held-out text", texts.heldout
+    if not sample:
+        name, sample = "text it was trained on", texts.first
+        notes.append("no text was held out for the comparison: it is made on text that the tokenizer was trained on")
+    return compare_compression(tokenizers, {name: sample})
 
 
 def named_tokenizer(name: str) -> TextTokenizer:
@@ -242,13 +272,30 @@ def _made_before(folder: Path, identity: str | None) -> TrainedTokenizer | None:
         raise UserError(f"can't be read: {error}", place=str(path), hint="make it anew with --force") from None
 
 
+def text_entry(path: str, text_field: str = "text", text_by: str = "file") -> DataSettings:
+    """A data entry of every text of a file or folder: plain text, rows whose text stands in `text_field`, or
+    conversations, where the first row has no such field.
+
+    Raises:
+        DataError: the source is missing.
+    """
+    first = next(iter(scan_texts(path)), None)
+    value = first.value if first is not None and not first.error else None
+    entry: dict[str, Any] = {"path": path, "on_bad_row": "skip"}
+    if isinstance(value, dict) and text_field not in value:
+        return build(DataSettings, entry, path)
+    entry["format"] = "text"
+    place = {"text_field": text_field} if isinstance(value, dict) else {"text_by": text_by}
+    return build(DataSettings, entry | place, path)
+
+
 def read_texts(sources: Sequence[str]) -> dict[str, list[str]]:
     """The texts of files and folders by name, to measure tokenizers on.
 
     Raises:
         DataError: a source is missing or empty.
     """
-    found = {source: list(entry_texts(DataSettings(path=source, format="text"))) for source in sources}
+    found = {source: list(entry_texts(text_entry(source))) for source in sources}
     for source, texts in found.items():
         if not texts:
             raise DataError("there is no text", source=source, hint="name a file that has some")
