@@ -90,6 +90,8 @@ def test_broken_files_name_their_line(tmp_path: Path) -> None:
         read_yaml(path)
     with pytest.raises(ConfigError, match="shipped recipes are"):
         load_recipe(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="did you mean nano_cpu"):
+        load_recipe("nano-cpi")
 
 
 @pytest.mark.parametrize(

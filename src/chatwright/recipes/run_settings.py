@@ -5,6 +5,7 @@ Every setting of a recipe stands here or in the settings class of the room it be
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -277,8 +278,10 @@ def find_recipe(name: str) -> Path:
             return path / kept
     if (shipped := name.replace("-", "_")) in shipped_recipes():
         return shipped_recipes()[shipped]
+    near = difflib.get_close_matches(shipped, shipped_recipes(), n=1, cutoff=0.6)
+    meant = f"did you mean {near[0]}? The" if near else "the"
     known = ", ".join(shipped_recipes())
-    raise ConfigError([f"there is no recipe file {name!r}, and the shipped recipes are: {known}"], source=name)
+    raise ConfigError([f"there is no recipe file {name!r}; {meant} shipped recipes are: {known}"], source=name)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
