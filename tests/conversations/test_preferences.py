@@ -86,6 +86,15 @@ def test_other_rows_and_unknown_formats_are_refused():
         load_preferences([])
 
 
+def test_conversations_are_told_what_they_lack():
+    with pytest.raises(
+        DataError, match=r"^memory: these rows have no second reply: .* a rejected reply[\s\S]*stage: sft"
+    ):
+        load_preferences([{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}])
+    with pytest.raises(DataError, match=r"^memory: no known preference format"):
+        load_preferences([{"a": 1}])
+
+
 def test_a_line_that_is_not_json_stops_or_is_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "?", "chosen": "good", "rejected": "bad"}\n{oops\n')

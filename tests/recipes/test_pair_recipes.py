@@ -146,8 +146,19 @@ def test_conversations_are_no_pairs(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_long_pairs_are_an_error_that_names_them(tiny_model: Path, tmp_path: Path) -> None:
     rows = [*pairs(2), {"prompt": "?", "chosen": "good " * 90, "rejected": "bad"}]
-    with pytest.raises(DataError, match="1 of 3 examples are longer than max_tokens = 160; longest: row 2"):
+    with pytest.raises(DataError, match="1 of 3 examples are longer than max_tokens = 160; longest: row 2") as told:
         planned(tiny_model, write_rows(tmp_path / "p.jsonl", rows), tmp_path / "out")
+    assert told.value.hint is not None and told.value.hint.endswith("or more, or overflow to drop or truncate")
+
+
+@pytest.mark.parametrize(
+    ("overflow", "step"), [("drop", "raise max_tokens, or set overflow: truncate"), ("truncate", "raise max_tokens$")]
+)
+def test_a_limit_that_leaves_no_pair_names_the_next_step(
+    overflow: str, step: str, tiny_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"no row is left to train on[\s\S]*→ {step}"):
+        planned(tiny_model, rows, tmp_path / "out", max_tokens=4, overflow=overflow)
 
 
 def test_pairs_are_given_as_objects_too(tiny_model: Path, tmp_path: Path) -> None:

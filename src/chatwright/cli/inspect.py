@@ -18,7 +18,7 @@ from chatwright.inspection.contamination_report import ContaminationReport
 from chatwright.inspection.viewer import example_record, legend, show_example
 from chatwright.recipes.data import TextSetup, prepare_text
 from chatwright.recipes.looking import LookedEntry, Wanted, look
-from chatwright.recipes.pair_settings import PAIR_STAGES
+from chatwright.recipes.pair_settings import PAIR_STAGES, overflow_choices
 from chatwright.recipes.planning import contamination_account, stage_notes
 from chatwright.recipes.run_settings import HeldoutSettings, RunSettings, load_recipe, shipped_recipes
 from chatwright.recipes.tokens import find_tokens
@@ -167,7 +167,7 @@ def _print_ledger(settings: RunSettings, text: TextSetup) -> None:
     if settings.overflow is Overflow.ERROR and too_long:
         note(
             f"{too_long:,} rows are longer than max_tokens = {settings.max_tokens}: training stops "
-            "at them until max_tokens is raised or overflow is set to drop, truncate or split_turns"
+            f"at them until max_tokens is raised or overflow is set to {overflow_choices(settings.stage)}"
         )
 
 

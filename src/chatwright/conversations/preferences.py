@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chatwright.conversations.converters import ROWS_TO_DETECT
+from chatwright.conversations.converters import ROWS_TO_DETECT, detect_format
 from chatwright.conversations.data_settings import BadRow
 from chatwright.conversations.preference_formats import PREFERENCE_CONVERTERS
 from chatwright.conversations.preference_types import LabelledReply, Preference, PreferencePair
 from chatwright.conversations.sources import SkippedRow, Source, general_field, scan_rows, source_text
 from chatwright.errors import DataError
+
+_ONE_REPLY = "these rows have no second reply: preference data needs a chosen and a rejected reply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,21 @@ def detect_preference_format(rows: Sequence[Any], source: str) -> str:
     if not votes[best]:
         why = "".join(f"\n  - {name}: {found[0].full_text()}" for name, found in refusals.items() if found and found[0])
         hint = f"name the format yourself ({', '.join(PREFERENCE_CONVERTERS)}), or rename the fields to what it expects"
-        raise DataError(f"no known preference format fits these rows{why}", source=source, hint=hint)
+        message = f"no known preference format fits these rows{why}"
+        if any(map(_is_conversation, sample)):
+            message = f"{_ONE_REPLY}; {message}"
+            hint = f"add another reply to each row, or train on these with stage: sft; with two replies, {hint}"
+        raise DataError(message, source=source, hint=hint)
     return best
+
+
+def _is_conversation(row: Any) -> bool:
+    """Whether a row can be read as a conversation."""
+    try:
+        detect_format([row], "")
+    except DataError:
+        return False
+    return True
 
 
 def _refusal(name: str, row: Any, source: str) -> DataError | None:

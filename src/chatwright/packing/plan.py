@@ -201,8 +201,8 @@ def _check_lengths(
             f"{len(too_long):,} of {len(lengths):,} examples are longer than a pack of "
             f"{settings.tokens_per_pack:,} tokens; the longest: {named}",
             source="training data",
-            hint=f"set packing.tokens_per_pack to {lengths.max()} or more, or choose what happens to long examples: "
-            "overflow drop, truncate or split_turns",
+            hint=f"set packing.tokens_per_pack to {lengths.max()} or more, or lower max_tokens, where overflow says "
+            "what becomes of longer examples",
         )
 
 

@@ -332,8 +332,11 @@ def _tokens(examples: Sequence[RenderedExample]) -> int:
     return sum(len(example.ids) for example in examples)
 
 
-def require_fitting(entries: Iterable[EntryInfo], max_tokens: int) -> None:
+def require_fitting(entries: Iterable[EntryInfo], max_tokens: int, choices: str) -> None:
     """Refuse examples over the limit, all at once.
+
+    Args:
+        choices: of `overflow`, as a sentence names them.
 
     Raises:
         DataError: there are some.
@@ -348,7 +351,7 @@ def require_fitting(entries: Iterable[EntryInfo], max_tokens: int) -> None:
         f"{count:,} of {total:,} examples are longer than max_tokens = {max_tokens:,}; longest: {named}",
         source=worst[0][1],
         row=worst[0][2],
-        hint=f"set max_tokens to {worst[0][0]} or more, or overflow to drop, truncate or split_turns",
+        hint=f"set max_tokens to {worst[0][0]} or more, or overflow to {choices}",
     )
 
 

@@ -16,6 +16,7 @@ from chatwright.checkpoints.imports import ResolvedModel, resolve_model
 from chatwright.conversations.filters import prepare_filters
 from chatwright.errors import ConfigError, DataError
 from chatwright.inspection.ledger import Ledger
+from chatwright.inspection.ledger import Stage as LedgerStage
 from chatwright.inspection.plan_counts import count_plan, count_trained
 from chatwright.packing.mixture import Mixture, SourceShare
 from chatwright.packing.plan import PackPlan, plan_packs
@@ -28,6 +29,7 @@ from chatwright.recipes.run_settings import RunSettings
 from chatwright.recipes.template_record import stored_template_settings
 from chatwright.recipes.tokens import find_tokens
 from chatwright.runtime import Runtime
+from chatwright.templates.overflow import Overflow
 from chatwright.templates.template import Template, TemplateSettings, load_template
 from chatwright.templates.tokenizer import TextTokenizer
 
@@ -207,6 +209,7 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
         raise DataError(
             f"no row is left to train on{f' ({why})' if why else ''}",
             source=", ".join(entry.name for entry in rendered.entries),
+            hint=_empty_hint(settings, ledger),
         )
     names = [entry.name for entry in rendered.entries]
     owner = rendered.entry_index
@@ -237,6 +240,15 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
         rendered.contamination,
         rendered.heldout_entries,
     )
+
+
+def _empty_hint(settings: RunSettings, ledger: Ledger) -> str:
+    """The next step where every row was lost."""
+    limit = f"{settings.max_tokens} tokens"
+    if any(entry.stage is LedgerStage.DROPPED and limit in entry.reason for entry in ledger.entries()):
+        cut = ", or set overflow: truncate, which cuts long rows" if settings.overflow is Overflow.DROP else ""
+        return f"raise max_tokens{cut}"
+    return "chatwright inspect RECIPE shows the rows; change the filters or the data"
 
 
 def prepare_heldout(settings: RunSettings, text: TextSetup, crew: Crew | None) -> TokenStore:

@@ -39,6 +39,11 @@ def _taking_pairs(entry: Any) -> Any:
     return {**entry, "preference": "pairs"}
 
 
+def overflow_choices(stage: str) -> str:
+    """What `overflow` can be at a stage instead of an error, as a sentence names it."""
+    return "drop or truncate" if stage in PAIR_STAGES else "drop, truncate or split_turns"
+
+
 def against_pairs(settings: RunSettings) -> Iterator[str]:
     """What can't be as it's asked for, of pairs and of the stages that take them."""
     for stage in PAIR_STAGES:

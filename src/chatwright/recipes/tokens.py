@@ -14,6 +14,7 @@ from chatwright.preparation.cache import read_rendered
 from chatwright.preparation.crew import Crew
 from chatwright.preparation.remote_cache import RemoteCache
 from chatwright.preparation.rows import require_fitting
+from chatwright.recipes.pair_settings import overflow_choices
 from chatwright.recipes.rendering import data_fingerprint, render_entries
 from chatwright.recipes.run_settings import RunSettings
 from chatwright.templates.overflow import Overflow
@@ -94,4 +95,6 @@ def find_tokens(
 def _require_fitting(settings: RunSettings, rendered: Rendered, lenient: bool) -> None:
     """Refuse examples over `max_tokens` where the recipe says so; every process of a crew has the same."""
     if settings.overflow is Overflow.ERROR and not lenient:
-        require_fitting((*rendered.entries, *rendered.heldout_entries), settings.max_tokens)
+        require_fitting(
+            (*rendered.entries, *rendered.heldout_entries), settings.max_tokens, overflow_choices(settings.stage)
+        )
