@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from chatwright.cli.train import run_train
 from chatwright.conversations.schema import Message
 from chatwright.errors import ConfigError, UserError
 from chatwright.evals.trials import asked
@@ -24,7 +25,7 @@ from chatwright.reports.run_document import run_report
 from chatwright.reports.run_record import read_run
 from chatwright.tasks.registry import TASKS, make_task
 from rewarded_task import STOPS, LetterGame, NoGame, rl_recipe
-from training_runs import CPU, Crash, CrashAfter, differing_bits, prepare, recipe, train, write_rows
+from training_runs import CPU, Crash, CrashAfter, differing_bits, prepare, recipe, train, write_recipe, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,9 @@ def test_a_run_counts_what_it_drew_trained_and_left_out(tiny_model: Path, tmp_pa
         f"{run.steps[0]['reward']:.3f} → {run.steps[-1]['reward']:.3f}",
         "reward of a step's replies",
     ) in report.tiles
+    figures = dict(report.sections[0].tables[0].rows)
+    assert figures["reward, first step logged"] == f"{run.steps[0]['reward']:.4f}"
+    assert figures["reward, last step logged"] == f"{run.steps[-1]['reward']:.4f}"
 
 
 def test_steps_without_a_signal_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
@@ -126,6 +130,19 @@ def test_steps_without_a_signal_change_nothing(tiny_model: Path, tmp_path: Path)
     assert [(line["loss"], line["grad_norm"], line["reward"], line["groups_with_signal"]) for line in lines] == [
         (0.0, 0.0, 0.0, 0.0)
     ] * 5
+
+
+@pytest.mark.parametrize(("task", "told"), [("no_game", 1), ("letter_game", 0)])
+def test_a_run_without_any_signal_says_what_to_do(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, told: int
+) -> None:
+    settings = rl_recipe(tiny_model, tmp_path / "run", task, train={"max_steps": 2})
+    recipe_file = write_recipe(settings, tmp_path / "rl.yaml")
+    for resume in (False, True):  # a run that is over says it again
+        run_train(str(recipe_file), [], resume)
+        printed = capsys.readouterr().err
+        assert printed.count("warning: no step had a signal") == told
+        assert ("rl.samples, now 6" in printed) == bool(told)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:

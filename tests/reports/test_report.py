@@ -87,6 +87,8 @@ def test_every_figure_equals_the_files(folder: Path) -> None:
         "supervised_tokens": sum(line["supervised_tokens"] for line in steps),
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],
+        "reward_first": None,
+        "reward_last": None,
         "heldout_first": heldout[0],
         "heldout_last": heldout[-1],
         "heldout_best": min(heldout),
@@ -219,7 +221,7 @@ def test_what_is_missing_is_named_and_not_guessed(run: Path, name: str) -> None:
         name, {"first_loss", "last_loss", "seconds", "tokens_per_second", "supervised_tokens_per_second"}
     )
     measured = {"heldout_first", "heldout_last", "heldout_best", "heldout_bits_first", "heldout_bits_last"}
-    assert empty - measured - {"evaluation_seconds"} == expected
+    assert empty - measured - {"evaluation_seconds", "reward_first", "reward_last"} == expected
     assert ("model.safetensors: missing" in markdown(document)) == (name == "checkpoint")
 
 

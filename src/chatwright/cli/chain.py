@@ -53,8 +53,8 @@ def run_train_chain(recipe: str, overrides: Sequence[str], resume: bool, until: 
 
 
 def _train(settings: RunSettings, runtime: Runtime, resume: bool) -> TrainResult:
-    prepared = prepare(settings, runtime, resume).trainer
-    result = prepared.train()
+    prepared = prepare(settings, runtime, resume)
+    result = prepared.trainer.train()
     if runtime.is_main and not result.interrupted:
         report(prepared, result, settings.out, writes=settings.stage != REWARD)
     return result

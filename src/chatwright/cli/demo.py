@@ -39,7 +39,7 @@ def run_demo(overrides: Sequence[str], resume: bool) -> None:
     resume = resume or RunFolder(settings.out).holds_run()
     prepared = prepare(settings, runtime, resume)
     result = prepared.trainer.train()
-    report(prepared.trainer, result, "demo")
+    report(prepared, result, "demo")
     if result.interrupted:
         raise SystemExit(INTERRUPTED)
     losses = [line["heldout_loss"] for line in prepared.trainer.run.read_metrics() if "heldout_loss" in line]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from chatwright.adapters.quantized import num_weights
 from chatwright.cli.plan_parts import short_name, sparkline
 from chatwright.cli.stream_plan import print_stream_in_short
 from chatwright.console import duration, note, out, table, warn
@@ -15,6 +16,7 @@ from chatwright.recipes.build import RunTrainer, build_trainer
 from chatwright.recipes.data import build_data
 from chatwright.recipes.model import ModelSetup, build_model
 from chatwright.recipes.planning import plan_run
+from chatwright.recipes.reinforcement import RolloutData
 from chatwright.recipes.run_settings import RunSettings, load_recipe
 from chatwright.recipes.streaming import StreamedData, TrainingData
 from chatwright.run_folder import RunFolder
@@ -34,8 +36,8 @@ def run_train(recipe: str, overrides: Sequence[str], resume: bool) -> None:
         if runtime.is_main:
             text = dump_yaml(settings, only_changed=True)  # the whole of it is saved with the run
             out().print(text.rstrip(), style="dim", markup=False, highlight=False)
-        prepared = prepare(settings, runtime, resume).trainer
-        result = prepared.train()
+        prepared = prepare(settings, runtime, resume)
+        result = prepared.trainer.train()
         if runtime.is_main:
             report(prepared, result, recipe, writes=settings.stage != "reward")
     finally:
@@ -63,7 +65,7 @@ def prepare(settings: RunSettings, runtime: Runtime, resume: bool) -> Prepared:
     trained = sum(p.numel() for p in model.trainable.values())
     prepared = build_trainer(settings, data, model, runtime, resume=resume)
     if runtime.is_main:
-        total = sum(p.numel() for p in model.model.parameters())
+        total = num_weights(model.model)
         note(f"{total:,} parameters, {trained:,} trained, on {runtime.device} with {runtime.world_size} rank(s)")
         config = getattr(model.model, "config", None)
         if isinstance(config, DecoderConfig) and config.moe is not None:
@@ -112,11 +114,12 @@ def _print_data(settings: RunSettings, data: TrainingData) -> None:
     )
 
 
-def report(prepared: RunTrainer, result: TrainResult, recipe: str, *, writes: bool = True) -> None:
+def report(prepared: Prepared, result: TrainResult, recipe: str, *, writes: bool = True) -> None:
     """How the run ended, and what to type next; `writes`: the model writes replies, and doesn't score them."""
-    folder = prepared.run.path
-    speed = result.progress.supervised_tokens / max(result.seconds, 1e-9) if prepared.start.step == 0 else None
-    note(f"{result.reason}: step {result.progress.step} of {prepared.trainer.num_steps}, {duration(result.seconds)}")
+    run = prepared.trainer
+    folder = run.run.path
+    speed = result.progress.supervised_tokens / max(result.seconds, 1e-9) if run.start.step == 0 else None
+    note(f"{result.reason}: step {result.progress.step} of {run.trainer.num_steps}, {duration(result.seconds)}")
     if speed:
         tokens = result.progress.tokens / max(result.seconds, 1e-9)
         note(f"{tokens:,.0f} tokens/s, {speed:,.0f} supervised tokens/s, evaluation and saving included")
@@ -125,9 +128,23 @@ def report(prepared: RunTrainer, result: TrainResult, recipe: str, *, writes: bo
             note(f"{name} {value:.4f}")
         part = result.evaluation_seconds / max(result.seconds, 1e-9)
         note(f"evaluating took {duration(result.evaluation_seconds)}, {part:.0%} of the run's time")
+    if isinstance(prepared.data, RolloutData) and prepared.data.without_signal:
+        warn(_nothing_learned(prepared.data.settings))
     if result.interrupted:
         out().print(f"Saved. Go on with:  chatwright train {folder} --resume", soft_wrap=True)
     elif writes:
         out().print(f"Chat with it:  chatwright chat {folder}", soft_wrap=True)
     else:
         out().print(f"Score replies with it:  chatwright reward {folder} FILE", soft_wrap=True)
+
+
+def _nothing_learned(settings: RunSettings) -> str:
+    """That all replies to each problem of an `rl` run got the same reward, and what to do."""
+    rl = settings.reinforcement
+    return (
+        "no step had a signal: all replies to a problem got the same reward each time, so nothing was learned "
+        f"and the weights are those of {settings.model_name}\n"
+        "  → give an easier task (data), a model that already gets some of it right (model: train it on rows of the "
+        f"task first, stage: sft), more replies to each problem (rl.samples, now {rl.samples}), or, if replies are "
+        f"cut off, more room (rl.max_new_tokens, now {rl.max_new_tokens})"
+    )

@@ -131,6 +131,11 @@ class RolloutData(RunData):
             ledger.count(name, Stage.UNPLACED, *counts, reason=NO_SIGNAL)
         return ledger
 
+    @property
+    def without_signal(self) -> bool:
+        """Whether replies were drawn, and no step so far had anything to learn from them."""
+        return bool(self.state.silent) and not self.state.trained
+
     def loader_state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps: the counts; the next step's number says the rest."""
         assert step == self.state.step, f"asked for step {step}, given {self.state.step}"

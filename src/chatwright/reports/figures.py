@@ -18,6 +18,8 @@ FIGURES = {
     "supervised_tokens": "supervised tokens trained",
     "first_loss": "training loss, first step logged",
     "last_loss": "training loss, last step logged",
+    "reward_first": "reward, first step logged",
+    "reward_last": "reward, last step logged",
     "heldout_first": "held-out loss, first",
     "heldout_last": "held-out loss, last",
     "heldout_best": "held-out loss, lowest",
@@ -38,6 +40,7 @@ def final_figures(run: RunRecord) -> dict[str, Figure]:
     """How the run stands; None where no file tells."""
     manifest, plan = run.manifest, run.plan
     losses = [each.loss for each in run.steps if each.loss is not None]
+    rewards = [each.reward for each in run.steps if each.reward is not None]
     heldout = [each.heldout_loss for each in run.evaluations if each.heldout_loss is not None]
     bits = [each.heldout_bits_per_byte for each in run.evaluations if each.heldout_bits_per_byte is not None]
     seconds = sum(each.seconds for each in run.steps)
@@ -49,6 +52,8 @@ def final_figures(run: RunRecord) -> dict[str, Figure]:
         found |= {"parameters": plan.parameters, "trainable_parameters": plan.trainable_parameters}
     if losses:
         found |= {"first_loss": losses[0], "last_loss": losses[-1]}
+    if rewards:
+        found |= {"reward_first": rewards[0], "reward_last": rewards[-1]}
     if heldout:
         found |= {"heldout_first": heldout[0], "heldout_last": heldout[-1], "heldout_best": min(heldout)}
     if bits:
@@ -70,7 +75,7 @@ def words_of(name: str, value: Figure) -> str:
         return f"{value:.1f} s" if value < 60 else duration(value)
     if name == "packing_waste":
         return f"{value:.1%}"
-    return f"{value:.4f}" if "loss" in name or "heldout" in name else f"{value:,.0f}"
+    return f"{value:.4f}" if name.startswith("reward") or "loss" in name or "heldout" in name else f"{value:,.0f}"
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:

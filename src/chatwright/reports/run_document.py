@@ -107,9 +107,8 @@ def _tiles(run: RunRecord) -> tuple[tuple[str, str], ...]:
     kind = "held-out loss, nats"
     if last is None:
         first, last, kind = figures["first_loss"], figures["last_loss"], "training loss, nats"
-    rewards = [each.reward for each in run.steps if each.reward is not None]
-    if rewards:  # the loss of reinforcement says nothing
-        first, last, kind = rewards[0], rewards[-1], "reward of a step's replies"
+    if figures["reward_last"] is not None:  # the loss of reinforcement says nothing
+        first, last, kind = figures["reward_first"], figures["reward_last"], "reward of a step's replies"
     tokens, supervised = figures["tokens"], figures["supervised_tokens"]
     speed, waste, planned = (figures[name] for name in ("tokens_per_second", "packing_waste", "planned_steps"))
     tiles = [
