@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from chatwright.checkpoints.chain_folder import chain_hint
 from chatwright.checkpoints.gguf import convert_gguf
 from chatwright.checkpoints.lineage import model_hash
 from chatwright.checkpoints.manifest import MANIFEST_NAME, find_damage, read_manifest
@@ -130,7 +131,7 @@ def _from_folder(path: Path, cache: Path) -> ResolvedModel:
         names = ", ".join(file.name for file in files)
         raise ModelError(f"holds several GGUF files: {names}", place=str(path), hint="give one of the files")
     message = "holds no model: no config.json, adapter_config.json, checkpoint or .gguf file"
-    raise ModelError(message, place=str(path), hint=_suggestion(path))
+    raise ModelError(message, place=str(path), hint=chain_hint(path) or _suggestion(path))
 
 
 def _checkpoint_of(run: Path, *, best: bool) -> Path:
@@ -138,7 +139,8 @@ def _checkpoint_of(run: Path, *, best: bool) -> Path:
         found = best_checkpoint(run)
         if found is None:
             message = "has no checkpoint marked as the best (best.json)"
-            raise CheckpointError(message, place=str(run), hint="leave `:best` off for the newest one")
+            hint = chain_hint(run) or "leave `:best` off for the newest one"
+            raise CheckpointError(message, place=str(run), hint=hint)
         return found
     skipped: list[str] = []
     found = latest_checkpoint(run, on_skip=skipped.append)

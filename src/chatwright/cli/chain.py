@@ -47,7 +47,8 @@ def run_train_chain(recipe: str, overrides: Sequence[str], resume: bool, until: 
         runtime.close()
     if statuses is None:
         if runtime.is_main:
-            note(f"Go on with:  chatwright train {chain.out} --resume")
+            rest = f" --until {until}" if until is not None else ""
+            note(f"Go on with:  chatwright train {chain.out} --resume{rest}")
         if runtime.world_size == 1:
             raise SystemExit(INTERRUPTED)
 

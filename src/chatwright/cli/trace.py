@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from chatwright.checkpoints.chain_folder import chain_hint
 from chatwright.console import out, table
 from chatwright.errors import CheckpointError
 from chatwright.run_folder import RunFolder
@@ -13,7 +14,8 @@ def run_trace(run: str, step: int, as_json: bool) -> None:
     """Print the examples of one step, highest loss first."""
     folder = RunFolder(run, writes=False)
     if not folder.holds_run():
-        raise CheckpointError("holds no run", place=run, hint="give the run folder that `chatwright train` wrote")
+        hint = chain_hint(folder.path) or "give the run folder that `chatwright train` wrote"
+        raise CheckpointError("holds no run", place=run, hint=hint)
     record = folder.read_trace(step)
     if record is None:
         last = folder.last_traced_step()

@@ -171,8 +171,12 @@ def _number(value: float, percent: bool, sign: str = "") -> str:
     return f"{value * 100:{sign}.1f}" if percent else f"{value:{sign}.3f}"
 
 
-def footnotes(board: Scoreboard) -> list[str]:
-    """What the table's numbers and marks mean, and what went into them that a reader must know."""
+def footnotes(board: Scoreboard, room: str = "--max-new-tokens") -> list[str]:
+    """What the table's numbers and marks mean, and what went into them that a reader must know.
+
+    Args:
+        room: what gives replies more room, where the table is shown.
+    """
     notes = ["n = problems; shares in percent, loss in nats a token; in brackets the 95 % interval"]
     if len(board.subjects) > 1:
         notes.append(
@@ -190,7 +194,7 @@ def footnotes(board: Scoreboard) -> list[str]:
                 notes.append(f"{row.label}: {without} without a reply of {name}, {counted}: {_few(cell.reasons)}")
             if cell.cut:
                 told = _counted(cell.cut, "reply", "replies")
-                notes.append(f"{row.label}: {told} of {name} cut off, with no room left: see --max-new-tokens")
+                notes.append(f"{row.label}: {told} of {name} cut off, with no room left: see {room}")
     return list(dict.fromkeys(notes))
 
 

@@ -30,6 +30,7 @@ from chatwright.templates.tokenizer import TextTokenizer
 RECORD_NAME = "chain.json"
 _INDIFFERENT = ("out", "tracking", "preparation", "recipe_version", "beside")
 """Settings that say where and how fast, but not what comes of a stage."""
+_NEW_PLACE = "bring the file back, or begin anew in another folder with --set out=…"
 _INDIFFERENT_TRAIN = ("device", "threads", "log_every", "save_every", "keep_last")
 
 
@@ -83,9 +84,14 @@ def read_records(folder: Path) -> dict[str, StageRecord]:
         return dict(_Records.model_validate_json(path.read_bytes()).stages)
     except FileNotFoundError:
         return {}
-    except (OSError, ValidationError) as error:
-        hint = "bring the file back, or give another folder with --set out=…"
-        raise CheckpointError(f"can't be read: {error}", place=str(path), hint=hint) from None
+    except OSError as error:
+        raise CheckpointError(f"can't be read: {error.strerror or error}", place=str(path), hint=_NEW_PLACE) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = first["msg"] if not place else f"{place}: {first['msg']}"
+        message = f"is damaged, so what the chain has done can't be told ({reason})"
+        raise CheckpointError(message, place=str(path), hint=_NEW_PLACE) from None
 
 
 def write_records(folder: Path, records: Mapping[str, StageRecord]) -> None:

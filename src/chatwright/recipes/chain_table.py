@@ -28,6 +28,7 @@ from chatwright.run_folder import write_whole
 from chatwright.runtime import Runtime
 
 JSON_NAME, MARKDOWN_NAME, FOLDER = "table.json", "table.md", "table"
+_ROOM = "max_new_tokens of that task, under evaluate.tasks in the recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _named(board: Scoreboard, names: Sequence[str]) -> Scoreboard:
 def _shown(columns: Sequence[StageStatus], board: Scoreboard) -> ChainTable:
     """The scores alone: how they differ from the first column's is for programs (table.json)."""
     plain = [replace(row, cells=tuple(replace(cell, difference=None) for cell in row.cells)) for row in board.rows]
-    notes = [line for line in footnotes(board) if not line.startswith("below each score")]
+    notes = [line for line in footnotes(board, _ROOM) if not line.startswith("below each score")]
     rows = tuple(tuple(map(str, row)) for row in table_rows(replace(board, rows=tuple(plain))))
     return ChainTable(True, table_columns(board), (*_figures(columns), *rows), tuple(notes))
 

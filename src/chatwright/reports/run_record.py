@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
+from chatwright.checkpoints.chain_folder import chain_hint
 from chatwright.checkpoints.manifest import Manifest, find_damage, read_manifest
 from chatwright.checkpoints.store import best_checkpoint, list_checkpoints, step_of
 from chatwright.errors import CheckpointError, ConfigError
@@ -193,7 +194,8 @@ def read_run(path: str | Path, recipe_type: type[Settings]) -> RunRecord:
     saved = list_checkpoints(folder.path)
     present = {name: (folder.path / name).is_file() for name in ("recipe.yaml", "plan.json", "metrics.jsonl")}
     if not (saved or present["plan.json"] or present["metrics.jsonl"]):
-        raise CheckpointError("holds no run", place=str(path), hint="give the run folder that `chatwright train` wrote")
+        hint = chain_hint(folder.path) or "give the run folder that `chatwright train` wrote"
+        raise CheckpointError("holds no run", place=str(path), hint=hint)
     recipe, changed = _recipe(folder.path / "recipe.yaml", recipe_type) if present["recipe.yaml"] else ({}, "")
     plan, planned_ledger = _plan(folder.path / "plan.json") if present["plan.json"] else (None, None)
     steps, evaluations = _metrics(folder)
