@@ -245,7 +245,7 @@ def build_planned(settings: RunSettings, sources: Mapping[str, Any] | None = Non
 def _empty_hint(settings: RunSettings, ledger: Ledger) -> str:
     """The next step where every row was lost."""
     limit = f"{settings.max_tokens} tokens"
-    if any(entry.stage is LedgerStage.DROPPED and limit in entry.reason for entry in ledger.entries()):
+    if any(entry.stage is LedgerStage.DROPPED and limit in (entry.reason or "") for entry in ledger.entries()):
         cut = ", or set overflow: truncate, which cuts long rows" if settings.overflow is Overflow.DROP else ""
         return f"raise max_tokens{cut}"
     return "chatwright inspect RECIPE shows the rows; change the filters or the data"

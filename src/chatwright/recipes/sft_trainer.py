@@ -7,7 +7,10 @@ Names and defaults: TRL `SFTConfig`, `SFTTrainer`; transformers `TrainingArgumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,20 @@ AS_IT_IS: dict[str, Any] = {
     **{"label_smoothing_factor": 0.0, "loss_type": "nll", "deepspeed": "", "fsdp": ""},
 }
 """Values that say what is so anyway: of these arguments any other value is an error."""
+NUMBERS = (
+    *("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "max_steps"),
+    *("warmup_ratio", "num_train_epochs", "max_length", *HF_BATCH),
+)
+"""Arguments that are numbers, or texts of numbers as YAML reads 2e-5."""
+STEPS = ("warmup_steps", "logging_steps", "save_steps", "eval_steps")
+"""Arguments that are numbers only."""
+OTHERS = (
+    *("packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "optim", "lr_scheduler_type"),
+    *("lr_scheduler_kwargs", "bf16", "fp16", "seed", "gradient_checkpointing", "logging_strategy", "save_total_limit"),
+    *("report_to", "output_dir", "model_init_kwargs", TEXT_FIELD),
+)
 PACKING_STRATEGIES = {"bfd": "tokens", "wrapped": "constant_length"}
+UNKNOWN = "not known; the names are TRL's and transformers' own"
 LONGEST = 1 << 20
 """Tokens of an example that is cut into blocks."""
 PEFT_DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -117,6 +133,9 @@ class SFTTrainer:
             raise ConfigError([f"model: give a name or folder, found a {type(model).__name__}"], source="SFTTrainer")
         if train_dataset is None:
             raise ConfigError(["train_dataset: give rows, or the path of a file or folder"], source="SFTTrainer")
+        readable = isinstance(train_dataset, str | Path | Iterable) or hasattr(train_dataset, "__getitem__")
+        if not readable or isinstance(train_dataset, Mapping | bytes):
+            raise ConfigError([f"train_dataset: {_no_rows(train_dataset)}"], source="SFTTrainer")
         values = args.values if isinstance(args, SFTConfig) else dict(args or {})
         field = values.get(TEXT_FIELD) or "text"
         made = recipe_of({n: v for n, v in values.items() if n != TEXT_FIELD}, peft_config) | {"model": str(model)}
@@ -173,20 +192,45 @@ def recipe_of(values: Mapping[str, Any], peft_config: Any = None) -> dict[str, A
     Raises:
         ConfigError: naming every argument that has no place in one, and why.
     """
-    config = Findings(_without_idle(values), Path())
+    given = _without_idle(values)
+    wrong = {name: value for name, value in given.items() if value is not None and not _is_right(name, value)}
+    problems = [f"{name}: must be a number, found {value!r}" for name, value in wrong.items()]
+    config = Findings({name: value for name, value in given.items() if name not in wrong}, Path())
     config.made = {"recipe_version": 1, "stage": "sft"}
-    problems: list[str] = []
     if "max_length" in config.empty:
         problems.append("max_length: None is no limit; give the most tokens of an example (longer ones are cut)")
     try:
         _translate(config, peft_config, problems)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError([*problems, f"a value is of the wrong kind: {error}"], source="SFTConfig") from error
-    config.close(REASONS, otherwise="not known; the names are TRL's and transformers' own")
-    problems += [f"{key}: {why}" for key, _, why in config.unmapped]
+    config.close(REASONS, otherwise=UNKNOWN)
+    problems += [f"{key}: {_did_you_mean(key) if why == UNKNOWN else why}" for key, _, why in config.unmapped]
     if problems:
         raise ConfigError(problems, source="SFTConfig")
     return config.made
+
+
+def _is_right(name: str, value: Any) -> bool:
+    """Whether a value that must be a number is one; anything goes for other arguments."""
+    if name in STEPS:
+        return isinstance(value, Real)
+    try:
+        return name not in NUMBERS or not math.isnan(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _did_you_mean(key: str) -> str:
+    """What to say of an argument that nobody knows."""
+    near = difflib.get_close_matches(key, [*NUMBERS, *STEPS, *OTHERS, *AS_IT_IS, *WITHOUT_EFFECT], n=1, cutoff=0.7)
+    return f"not known; did you mean {near[0]}?" if near else UNKNOWN
+
+
+def _no_rows(given: Any) -> str:
+    """What to give instead of something that isn't rows."""
+    if isinstance(given, Mapping):
+        return f"a mapping isn't rows; give one of its parts: {', '.join(map(str, given))}"
+    return f"give rows, or the path of a file or folder, found a {type(given).__name__}"
 
 
 def _without_idle(values: Mapping[str, Any]) -> dict[str, Any]:
