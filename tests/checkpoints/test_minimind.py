@@ -145,6 +145,13 @@ def test_the_tokenizer_is_found_or_named(project: Path, tmp_path: Path) -> None:
         resolve_model(f"{path}:{shared('data/tokenizers/minimind')}")
 
 
+@pytest.mark.parametrize(("data", "message"), [(b"", "is empty"), (b"\x93\x07no weights" * 9, "a damaged one")])
+def test_a_damaged_file_is_told_before_a_missing_tokenizer(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "some_64.pth").write_bytes(data)
+    with pytest.raises(ModelError, match=message):
+        resolve_model(tmp_path / "some_64.pth")
+
+
 def broken(change: str) -> dict[str, Any]:
     weights = reference.make_weights(**SIZES)
     if change == "missing and left over":

@@ -7,6 +7,7 @@ import collections
 import operator
 import os
 import pickle
+import random
 import subprocess
 import tracemalloc
 from pathlib import Path
@@ -148,6 +149,25 @@ def test_torch_files_run_nothing(tmp_path: Path, legacy: bool) -> None:
     with pytest.raises(ModelError, match=r"model\.pt: holds more than tensors.*test_unpickling\.touch"):
         load_torch_file(path)
     assert not TOUCHED
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_bytes_are_called_damaged_and_nothing_more(
+    tmp_path: Path, seed: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    begin = (b"", b"\x80", b"\x80\x02", b"c")[seed % 4]
+    data = begin + random.Random(seed).randbytes(2000)
+    with pytest.raises(ModelError, match=r"is no file of torch\.save, or a damaged one"):
+        load_torch_file(written(tmp_path / "model.pt", data))
+    assert not recwarn.list
+    with pytest.raises(ModelError, match="is empty"):
+        load_torch_file(written(tmp_path / "model.pt", b""))
+
+
+def test_warnings_of_torch_about_a_pickle_stay_inside(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(ModelError, match="or a damaged one"):
+        load_torch_file(written(tmp_path / "model.pt", pickle.dumps({"a": 1}, protocol=4)))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04broken", b"\x80\x02}q\x00.", b"\x80\x02X\x01"])

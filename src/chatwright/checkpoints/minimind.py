@@ -74,7 +74,12 @@ def convert_minimind(name: PthName, cache: Path) -> Path:
     Raises:
         ModelError: the file isn't MiniMind's, lacks weights or has others, or there is no tokenizer for it.
     """
-    path, tokenizer = name.file.resolve(), find_tokenizer(name)
+    path = name.file.resolve()
+    try:
+        tokenizer = find_tokenizer(name)
+    except ModelError:
+        read_weights(path)  # a damaged file, or one of something else, isn't helped by a tokenizer
+        raise
     folder = cache / "models" / f"{path.stem}-{_identity(path, tokenizer)[:12]}"
     if is_converted(folder):
         return folder

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from chatwright.errors import ModelError
 
 _LARGEST_RECORDS = 1 << 28
 """Bytes: no tokenizer comes near it."""
+_GLOBAL = re.compile(r"\bGLOBAL [A-Za-z_][\w.]*(\s|$)", re.ASCII)
+"""A name in torch's message."""
+_DAMAGED = "copy or download it again, or take it as safetensors from whoever made it"
 _ADVICE = "take the file from whoever made it as safetensors or JSON; it is never loaded by running it"
 
 
@@ -29,21 +34,32 @@ def load_torch_file(path: Path) -> Any:
         ModelError: the file is missing or damaged, or holds anything else (named).
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(_torch_reason(str(error)), place=str(path), hint=_ADVICE) from None
+        with warnings.catch_warnings():  # torch's own about pickles speak to whoever wrote the file
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"can't be read: {error.strerror or error}", place=str(path)) from None
     except Exception as error:  # noqa: BLE001 - a damaged file may raise anything at all, struct.error for one
-        reason = str(error).strip().splitlines()
-        message = f"can't be read as a torch file: {reason[0] if reason else type(error).__name__}"
-        raise ModelError(message, place=str(path), hint="copy or download it again") from None
+        if found := _refused_name(error):
+            message = f"holds more than tensors and plain values, and isn't loaded: {found}"
+            raise ModelError(message, place=str(path), hint=_ADVICE) from None
+        if not path.stat().st_size:
+            raise ModelError("is empty", place=str(path), hint=_DAMAGED) from None
+        told = isinstance(error, RuntimeError | EOFError | MemoryError)  # others are of the reader's own inside
+        reason = str(error).strip().splitlines() if told else []
+        message = f"is no file of torch.save, or a damaged one{f': {reason[0]}' if reason else ''}"
+        raise ModelError(message, place=str(path), hint=_DAMAGED) from None
 
 
-def _torch_reason(text: str) -> str:
-    """torch's long advice (which would switch the protection off) cut to what was found."""
-    found = [line.strip() for line in text.splitlines() if "Unsupported" in line or "GLOBAL" in line]
-    if found:
-        return f"holds more than tensors and plain values, and isn't loaded: {found[0].rstrip(' .')}"
-    return "is no file of torch.save, or a damaged one"
+def _refused_name(error: Exception) -> str | None:
+    """torch's long advice (which would switch the protection off) cut to the name that was refused.
+
+    Bytes that aren't a pickle stop its reader as well; that isn't a name.
+    """
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    lines = (line.strip().rstrip(" .") for line in str(error).splitlines())
+    return next((line for line in lines if _GLOBAL.search(line)), None)
 
 
 class Record:
