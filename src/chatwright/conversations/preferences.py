@@ -120,7 +120,8 @@ def detect_preference_format(rows: Sequence[Any], source: str) -> str:
         message = f"no known preference format fits these rows{why}"
         if any(map(_is_conversation, sample)):
             message = f"{_ONE_REPLY}; {message}"
-            hint = f"add another reply to each row, or train on these with stage: sft, without preference; with two replies, {hint}"
+            either = "add another reply to each row, or train on these with stage: sft, without preference"
+            hint = f"{either}; with two replies, {hint}"
         raise DataError(message, source=source, hint=hint)
     return best
 
