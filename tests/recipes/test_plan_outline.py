@@ -148,7 +148,14 @@ def test_adapters_and_drawn_replies_are_planned_as_what_they_are() -> None:
         {"name": "words", "stage": "tokenizer", "data": [{"path": "nowhere.txt"}], "tokenizer": {"vocab_size": 512}},
         {"name": "base", **pretrain, "new_model": {"preset": "nanochat", "depth": 4}},
         {"name": "chat", "stage": "sft", "data": [{"task": "spelling"}], "adapter": {"rank": 4, "alpha": 4}},
-        {"name": "rl", "stage": "rl", "data": [{"task": "spelling"}], "packing": asked, "train": {"max_steps": 7}},
+        {
+            "name": "rl",
+            "stage": "rl",
+            "data": [{"task": "spelling"}],
+            "packing": asked,
+            "train": {"max_steps": 7},
+            "adapter": {"rank": 4, "alpha": 4},
+        },
     ]
     _, base, chat, rl = (each.plan for each in outline_chain(make_chain({"stages": stages}, "test")))
     assert base is not None and chat is not None and rl is not None
