@@ -196,11 +196,16 @@ def test_json_calls_are_decoded_exactly_as_they_are_masked(name: str, data: st.D
     assert trained_places == wanted, "nothing else is trained"
 
 
+def is_kept(text: str) -> bool:
+    """Whether a text before a call comes back when a reply is read: Qwen3's template drops line breaks at its start."""
+    return bool(text.strip()) and not text.startswith("\n")
+
+
 @st.composite
 def json_dialogues(draw: st.DrawFn, name: str) -> Conversation:
     """One or two questions; an answer calls up to two rounds of tools first. Some templates take a call alone.
 
-    White space alone before a call is no text: a reply that is read back has none there.
+    A text before a call is one that comes back as it was (`is_kept`).
     """
     alone = name in ("llama3", "mistral")
     messages: list[Message] = []
@@ -209,7 +214,7 @@ def json_dialogues(draw: st.DrawFn, name: str) -> Conversation:
         parts: list[Part] = []
         for _ in range(draw(st.integers(0, 2))):
             parts += (
-                [Part("text", draw(texts(plain=True).filter(str.strip)))] if not alone and draw(st.booleans()) else []
+                [Part("text", draw(texts(plain=True).filter(is_kept)))] if not alone and draw(st.booleans()) else []
             )
             parts += [call(draw(ARGUMENTS)), result(draw(texts()))]
         messages.append(Message("assistant", (*parts, Part("text", "It is " + draw(texts(plain=True))))))
