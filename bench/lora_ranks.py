@@ -33,7 +33,6 @@ from rich.table import Table
 from chatwright.adapters.lora import linear_layers
 from chatwright.batches.token_store import TokenStore
 from chatwright.conversations.sources import load_conversations
-from chatwright.evals.statistics import paired_difference, ratio_difference
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.build import build_trainer
 from chatwright.recipes.data import RunData, build_data
@@ -46,7 +45,7 @@ from chatwright.tasks.registry import make_task
 from chatwright.templates.rendered import ExampleKey, RenderedExample
 from chatwright.templates.template import Template
 from common import SHARED, machine_facts, silence
-from measures import grade_letters, grade_replies, row_losses, write_chart
+from measures import differences, grade_letters, grade_replies, row_losses, write_chart
 from spectra import EVERY_LAYER, SHARES, Gradients, spectra_of
 
 MODEL = "smollm2-135m-q4"
@@ -179,22 +178,10 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.ndim == 1 else float(values[:, 0].sum() / values[:, 1].sum())
 
 
-def differences(measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
-    """Each arm against the model before, and each rank against full, over the same problems (mean over seeds)."""
+def pairs_of(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each arm against the model before, and each against full."""
     arms = [arm for arm in measured if arm != BEFORE]
-    pairs = [(BEFORE, arm) for arm in arms] + [(FULL, arm) for arm in arms if arm != FULL and FULL in measured]
-    found = []
-    for first, second in pairs:
-        if first not in measured:
-            continue
-        for name in measured[first][0]:
-            ours, theirs = (np.mean([each[name] for each in measured[arm]], axis=0) for arm in (first, second))
-            if ours.ndim == 1:
-                change = paired_difference(ours, theirs)
-            else:
-                change = ratio_difference((ours[:, 0], ours[:, 1]), (theirs[:, 0], theirs[:, 1]))
-            found.append({"first": first, "second": second, "measure": name, **change._asdict()})
-    return found
+    return [(BEFORE, arm) for arm in arms] + [(FULL, arm) for arm in arms if arm != FULL]
 
 
 # What is shown
@@ -304,7 +291,7 @@ def main() -> None:
         print(f"{time.perf_counter() - began:6.0f} s  {json.dumps(brief)}", flush=True)
     given = {name: value for name, value in vars(options).items() if name not in ("out", "markdown", "svg")}
     found = {"bench": "lora_ranks", "options": given, "model": MODEL, "runs": runs, "left_out": left_out}
-    found |= {"differences": differences(measured), "machine": machine_facts()}
+    found |= {"differences": differences(measured, pairs_of(measured)), "machine": machine_facts()}
     console = Console(highlight=False, width=170)
     for rows in tables(found):
         table = Table(*rows[0])

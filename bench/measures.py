@@ -5,7 +5,7 @@ Every measure returns one number a problem or row, so that a model before and af
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,28 @@ Scores = NDArray[np.float64]
 RowLosses = NDArray[np.float64]
 """`[n, 2]`: of each row the sum of its trained tokens' losses in nats, and their number."""
 _TOKENS = 2048
+
+
+def differences(
+    measured: Mapping[str, Sequence[Mapping[str, np.ndarray]]], pairs: Iterable[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """For each pair of arms and measure: how far the second is above the first, over the same problems.
+
+    Args:
+        measured: arm → for each seed its measures by name, `Scores` or `RowLosses`; their mean over seeds counts.
+    """
+    found = []
+    for first, second in pairs:
+        if first not in measured or second not in measured:
+            continue
+        for name in measured[first][0]:
+            ours, theirs = (np.mean([each[name] for each in measured[arm]], axis=0) for arm in (first, second))
+            if ours.ndim == 1:
+                change = paired_difference(ours, theirs)
+            else:
+                change = ratio_difference((ours[:, 0], ours[:, 1]), (theirs[:, 0], theirs[:, 1]))
+            found.append({"first": first, "second": second, "measure": name, **change._asdict()})
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ from rich.table import Table
 from chatwright.batches.token_store import TokenStore
 from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import load_conversations
-from chatwright.evals.statistics import paired_difference, ratio_difference
 from chatwright.inference.responder import make_engine
 from chatwright.inference.sampling import SamplingSettings
 from chatwright.recipes.build import build_trainer
@@ -44,7 +43,7 @@ from chatwright.runtime import start_runtime
 from chatwright.tasks.registry import make_task
 from chatwright.templates.base import Template, TrainOn
 from common import SHARED, machine_facts, silence
-from measures import questions, row_losses
+from measures import differences, questions, row_losses
 
 MODEL = "smollm2-135m-q4"
 REPLY_TOKENS = 64
@@ -208,22 +207,6 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.ndim == 1 else float(values[:, 0].sum() / values[:, 1].sum())
 
 
-def differences(measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
-    """For each pair of arms and measure: how far the second is above the first, over the same problems."""
-    found = []
-    for first, second in PAIRS:
-        if first not in measured or second not in measured:
-            continue
-        for name in measured[first][0]:
-            ours, theirs = (np.mean([each[name] for each in measured[arm]], axis=0) for arm in (first, second))
-            if ours.ndim == 1:
-                change = paired_difference(ours, theirs)
-            else:
-                change = ratio_difference((ours[:, 0], ours[:, 1]), (theirs[:, 0], theirs[:, 1]))
-            found.append({"first": first, "second": second, "measure": name, **change._asdict()})
-    return found
-
-
 def summary(found: Mapping[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
     """Every arm's measures, and the differences, as rows of cells; the first row of each is its heading."""
     names = list(dict.fromkeys(name for run in found["runs"] for name in run["measures"]))
@@ -285,7 +268,7 @@ def main() -> None:
             print(json.dumps(facts, ensure_ascii=False), flush=True)
     given = {name: value for name, value in vars(options).items() if name not in ("out", "markdown")}
     found = {"bench": "sft_effects", "options": given, "model": MODEL, "runs": runs}
-    found |= {"differences": differences(measured), "machine": machine_facts()}
+    found |= {"differences": differences(measured, PAIRS), "machine": machine_facts()}
     print_result(found)
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -59,6 +59,14 @@ def conversations(count: int, start: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def preference_pairs(count: int) -> list[dict[str, Any]]:
+    """Rows of prompt, chosen and rejected: yes is preferred."""
+    return [
+        {"prompt": f"Tell me {row}?", "chosen": f"Yes, {row}." + " so" * (row % 4), "rejected": f"No {row}, never."}
+        for row in range(count)
+    ]
+
+
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     """Write JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -276,7 +276,9 @@ def test_transformers_loads_an_export_with_every_name(tmp_path: Path) -> None:
     resolved = resolve_model(checkpoint(tmp_path, "sft"))
     export_minimind(resolved, tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(resolved.folder))
-    model.load_state_dict(torch.load(tmp_path / "out/full_sft_32.pth", weights_only=True), strict=True)
+    written = torch.load(tmp_path / "out/full_sft_32.pth", weights_only=True)
+    model.load_state_dict(written, strict=True)
+    assert set(written) == set(model.state_dict()) and len(written) > 10
 
 
 @pytest.mark.parametrize(

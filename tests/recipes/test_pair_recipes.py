@@ -15,19 +15,12 @@ from chatwright.recipes.data import RunData, build_data
 from chatwright.recipes.planning import plan_run
 from chatwright.recipes.run_settings import load_recipe
 from shared_files import shared
-from training_runs import recipe, write_rows
-
-
-def pairs(count: int) -> list[dict[str, Any]]:
-    return [
-        {"prompt": f"Tell me {row}?", "chosen": f"Yes, {row}." + " so" * (row % 4), "rejected": f"No {row}, never."}
-        for row in range(count)
-    ]
+from training_runs import preference_pairs, recipe, write_rows
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "pairs.jsonl", pairs(20))
+    return write_rows(tmp_path / "pairs.jsonl", preference_pairs(20))
 
 
 def planned(*arguments: Any, **changes: Any) -> RunData:
@@ -77,7 +70,7 @@ def test_pairs_in_memory_and_in_shards_are_the_same(
     sharded = planned(tiny_model, rows, tmp_path / "out", preparation={"rows_per_shard": 6, "workers": 1})
     assert not sharded.from_cache
     assert sharded.identity()["data"] == whole.identity()["data"]
-    given = build_data(recipe(tiny_model, None, tmp_path / "out", stage="dpo"), {"mine": pairs(20)})
+    given = build_data(recipe(tiny_model, None, tmp_path / "out", stage="dpo"), {"mine": preference_pairs(20)})
     assert isinstance(given, RunData) and given.identity()["data"] == whole.identity()["data"]
 
 
@@ -93,7 +86,7 @@ def test_real_pairs_are_all_counted(tmp_path: Path, tiny_model: Path) -> None:
 
 
 def test_transforms_and_filters_see_both_sides(tiny_model: Path, tmp_path: Path) -> None:
-    rows = [*pairs(3), {"prompt": "?", "chosen": "fine", "rejected": "bad " * 60}]
+    rows = [*preference_pairs(3), {"prompt": "?", "chosen": "fine", "rejected": "bad " * 60}]
     entry = {
         "path": str(write_rows(tmp_path / "p.jsonl", rows)),
         "transforms": [{"kind": "random_system", "probability": 1.0, "prompts": ["Be kind."]}],
@@ -145,7 +138,7 @@ def test_conversations_are_no_pairs(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_long_pairs_are_an_error_that_names_them(tiny_model: Path, tmp_path: Path) -> None:
-    rows = [*pairs(2), {"prompt": "?", "chosen": "good " * 90, "rejected": "bad"}]
+    rows = [*preference_pairs(2), {"prompt": "?", "chosen": "good " * 90, "rejected": "bad"}]
     with pytest.raises(DataError, match="1 of 3 examples are longer than max_tokens = 160; longest: row 2") as told:
         planned(tiny_model, write_rows(tmp_path / "p.jsonl", rows), tmp_path / "out")
     assert told.value.hint is not None and told.value.hint.endswith("or more, or overflow to drop or truncate")

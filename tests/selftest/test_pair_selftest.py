@@ -14,21 +14,14 @@ from chatwright.recipes import preferences
 from chatwright.runtime import Runtime
 from chatwright.selftest.laws import check_recipe
 from chatwright.selftest.outcome import Status
-from training_runs import recipe, write_rows
+from training_runs import preference_pairs, recipe, write_rows
 
 CPU = Runtime(torch.device("cpu"))
 
 
-def pairs(count: int) -> list[dict[str, Any]]:
-    return [
-        {"prompt": f"Tell me {row}?", "chosen": f"Yes, {row}." + " so" * (row % 4), "rejected": f"No {row}, never."}
-        for row in range(count)
-    ]
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "pairs.jsonl", pairs(8))
+    return write_rows(tmp_path / "pairs.jsonl", preference_pairs(8))
 
 
 @pytest.mark.parametrize("stage", ["dpo", "reward"])

@@ -26,6 +26,7 @@ from training_runs import (
     differing_bits,
     farthest,
     finish_ranks,
+    preference_pairs,
     prepare,
     recipe,
     run_command,
@@ -43,16 +44,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def pairs(count: int) -> list[dict[str, Any]]:
-    return [
-        {"prompt": f"Tell me {row}?", "chosen": f"Yes, {row}." + " so" * (row % 4), "rejected": f"No {row}, never."}
-        for row in range(count)
-    ]
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "pairs.jsonl", pairs(24))
+    return write_rows(tmp_path / "pairs.jsonl", preference_pairs(24))
 
 
 def dpo(model: Path, rows: Path, out: Path, **changes: Any) -> RunSettings:

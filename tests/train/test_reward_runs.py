@@ -23,21 +23,24 @@ from chatwright.models.weights import init_model, read_config, save_weights
 from chatwright.recipes.reward_scoring import RewardScorer, score_file
 from chatwright.train.pair_objectives import RewardObjective
 from pair_examples import pair_store, plain_sides
-from training_runs import Crash, CrashAfter, differing_bits, prepare, recipe, run_command, train, write_rows
+from training_runs import (
+    Crash,
+    CrashAfter,
+    differing_bits,
+    preference_pairs,
+    prepare,
+    recipe,
+    run_command,
+    train,
+    write_rows,
+)
 
 PAIRS = [(9, 4, 7), (1, 3, 2), (12, 9, 9)]
 
 
-def pairs(count: int) -> list[dict[str, Any]]:
-    return [
-        {"prompt": f"Tell me {row}?", "chosen": f"Yes, {row}." + " so" * (row % 4), "rejected": f"No {row}, never."}
-        for row in range(count)
-    ]
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "pairs.jsonl", pairs(24))
+    return write_rows(tmp_path / "pairs.jsonl", preference_pairs(24))
 
 
 @pytest.fixture
@@ -176,7 +179,7 @@ def test_bad_rows_of_a_scored_file_are_an_error_or_left_out_and_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = {"prompt": "Tell me 1?", "chosen": "", "rejected": "No."}
-    file = write_rows(tmp_path / "some.jsonl", [*pairs(2), bad, *pairs(3)])
+    file = write_rows(tmp_path / "some.jsonl", [*preference_pairs(2), bad, *preference_pairs(3)])
     with pytest.raises(DataError, match="row 2"):
         run_reward(str(trained), str(file), None, "error", "cpu", as_json=True)
     capsys.readouterr()
@@ -192,7 +195,7 @@ def test_bad_rows_of_a_scored_file_are_an_error_or_left_out_and_told(
 def test_rows_longer_than_the_context_are_an_error_or_left_out_and_told(
     side: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = pairs(3)
+    given = preference_pairs(3)
     given[1] = {**given[1], side: "so " * 1000}
     if side == "talk":
         said = ["Yes.", "so " * 1000, "No."]

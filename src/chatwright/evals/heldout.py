@@ -26,6 +26,7 @@ from chatwright.evals.trials import Outcome, Trial
 from chatwright.losses.linear_cross_entropy import weighted_nll
 from chatwright.models.foreign import ForeignLM
 from chatwright.models.transformer import CausalLM
+from chatwright.packing.by_length import groups_of_like_length
 from chatwright.templates.base import Template, TrainOn
 from chatwright.templates.plain_text import split_document
 from chatwright.templates.rendered import RenderedExample
@@ -128,7 +129,7 @@ class LossMeter:
         """float64 `[n, 5]`: the sums of each example, columns as in `Sums.names`."""
         sums = np.zeros((len(store), len(Sums.names)))
         device = next(self.model.parameters()).device
-        for members in _forwards(store.lengths):
+        for members in groups_of_like_length(store.lengths, range(len(store)), TOKENS_AT_ONCE):
             batch = collate(store, members).to(device)
             hidden, _ = self.model(batch.input_ids, batch.position_ids, batch.layout)
             supervised = hidden[batch.supervised_index]
@@ -163,17 +164,3 @@ class Sums:
         nats, weight, tokens, bits, size = total.tolist()
         counts = {"weight": round(weight, 6), "tokens": int(tokens), "bytes": int(size)}
         return {"nats": round(nats, 6), "text_bits": round(bits, 6), **counts}
-
-
-def _forwards(lengths: np.ndarray) -> Iterator[list[int]]:
-    """Examples of like length together, each group within `TOKENS_AT_ONCE`."""
-    members: list[int] = []
-    tokens = 0
-    for index in np.argsort(lengths, kind="stable").tolist():
-        if members and tokens + int(lengths[index]) > TOKENS_AT_ONCE:
-            yield members
-            members, tokens = [], 0
-        members.append(index)
-        tokens += int(lengths[index])
-    if members:
-        yield members

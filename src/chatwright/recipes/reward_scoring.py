@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from chatwright.batches.collate import collate
@@ -24,6 +23,7 @@ from chatwright.conversations.schema import Conversation
 from chatwright.conversations.sources import scan_rows
 from chatwright.errors import DataError
 from chatwright.models.reward_model import RewardModel, load_reward_model
+from chatwright.packing.by_length import groups_of_like_length
 from chatwright.recipes.rendering import read_entry
 from chatwright.recipes.template_record import stored_template_settings
 from chatwright.templates.pairs import written_part
@@ -81,7 +81,8 @@ class RewardScorer:
         scores = [math.nan] * len(conversations)
         if faults and not skip:
             return scores, faults
-        for members in _packs(store.lengths, [index for index in range(len(scores)) if index not in faults]):
+        wanted = [index for index in range(len(scores)) if index not in faults]
+        for members in groups_of_like_length(store.lengths, wanted, TOKENS_AT_ONCE):
             for index, score in zip(members, self._pack(store, members), strict=True):
                 scores[index] = score
         return scores, faults
@@ -103,20 +104,6 @@ class RewardScorer:
         hidden, _ = self.model(batch.input_ids, batch.position_ids, batch.layout)
         found: list[float] = self.model.scores(hidden[batch.layout.cu_q[1:].long() - 1]).float().tolist()
         return found
-
-
-def _packs(lengths: np.ndarray, wanted: Sequence[int]) -> Iterator[list[int]]:
-    """The wanted ones, neighbours by length, up to `TOKENS_AT_ONCE` tokens together."""
-    members: list[int] = []
-    tokens = 0
-    for index in sorted(wanted, key=lambda index: int(lengths[index])):
-        if members and tokens + lengths[index] > TOKENS_AT_ONCE:
-            yield members
-            members, tokens = [], 0
-        members.append(index)
-        tokens += int(lengths[index])
-    if members:
-        yield members
 
 
 @dataclass(frozen=True, slots=True)
